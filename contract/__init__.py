@@ -1,0 +1,1 @@
+"""What peers, workers and the user's side must agree on, byte for byte."""

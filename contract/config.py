@@ -1,0 +1,276 @@
+"""The configuration of a run: frozen, validated at birth, one docstring per key.
+
+`examples/mnist.toml` writes every key out. A configuration comes from TOML, from JSON (in the run's bucket) or from
+keyword arguments, and goes back to TOML complete, so that a run can be repeated from its folder alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from contract.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+#: A dotted module and an attribute, for example `mypackage.models:resnet`.
+IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+
+BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
+BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where samples come from and how they are divided among the peers."""
+
+    source: str = "mnist"
+    """`mnist`, `fashion-mnist`, `cifar10`, `npz`, `image-folder`, or `package.module:callable` returning a torch Dataset."""
+    path: str = ""
+    """File or folder of the data; empty means the cache, filled by a download where the source has one."""
+    test_path: str = ""
+    """File or folder of the test set, for `npz`, `image-folder` and own sources; empty splits one off (`test_fraction`)."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the samples that becomes the test set where the source brings none."""
+    image_size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Height and width in pixels to which images are resized; 0 keeps them as they are."""
+    preprocess: tuple[Literal["min_max", "standardise", "normalise"], ...] = ("min_max", "standardise")
+    """Steps in order: `min_max` to [0, 1], `standardise` to mean 0 and deviation 1 (both with the training set's
+    statistics, per channel), `normalise` each sample to unit L2 norm."""
+    validation_samples: Annotated[int, Field(ge=1)] = 5_000
+    """Samples kept apart from the training set for validation; never from the test set."""
+    train_samples: Annotated[int, Field(ge=0)] = 0
+    """Use only so many training samples (drawn by `seed`); 0 uses all."""
+    partition: Literal["iid", "label_shards"] = "iid"
+    """`iid` deals shuffled samples out; `label_shards` sorts by label and gives each peer `shards_per_peer` shards."""
+    shards_per_peer: Positive = 2
+    """Label shards per peer under `label_shards`."""
+    sizes: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Relative partition sizes, one per peer, for example [4, 2, 1, 1]; empty means equal."""
+
+
+class OptimizerConfig(Section):
+    """The step that every peer takes with the averaged gradient."""
+
+    name: Literal["sgd", "adam", "adamw", "nadam"] = "sgd"
+    """Optimizer of torch.optim."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate at the start."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD; the others ignore it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty (decoupled for `adamw`)."""
+
+
+class SchedulerConfig(Section):
+    """torch's ReduceLROnPlateau on the validation loss."""
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The learning rate is multiplied by this when the validation loss stops falling."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """Validations without improvement before that."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """The learning rate never falls below this."""
+
+
+class EarlyStoppingConfig(Section):
+    """When to end before the epoch limit."""
+
+    patience: Annotated[int, Field(ge=0)] = 6
+    """Validations without improvement before training stops; 0 turns early stopping off."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement smaller than this does not count."""
+
+
+class ComputeConfig(Section):
+    """How gradients are computed."""
+
+    service: Literal["lambda", "local"] = "lambda"
+    """`lambda`: Step Functions and Lambda workers. `local`: in the peer's own process (the instance-based baseline)."""
+    state_machine: Literal["auto", "inline_map", "distributed_map", "parallel"] = "auto"
+    """Form of the generated definition; `auto` takes `inline_map` up to 40 batches a round, else `distributed_map`."""
+    concurrency: Annotated[int, Field(ge=0)] = 0
+    """Gradient workers at once per peer's map; 0 leaves it to the service."""
+    memory_mb: Annotated[int, Field(ge=128, le=10_240)] = 1_769
+    """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
+    """Time limit of one invocation."""
+    local_workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes of the local Lambda service; 0 means one per core."""
+    threads: Positive = 1
+    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum."""
+    gradient_codec: Literal["none", "fp16"] = "none"
+    """Codec of the per-batch gradient between worker and peer."""
+
+
+class ExchangeConfig(Section):
+    """How peers exchange contributions and agree on a round."""
+
+    codec: Literal["none", "fp16", "qsgd8", "qsgd4"] = "qsgd4"
+    """Compression of a peer's averaged gradient."""
+    inline_bytes: Annotated[int, Field(ge=0, le=524_288)] = 262_144
+    """Frames up to this size travel inside the message too; larger ones only by their S3 key (claim check)."""
+    max_staleness: Annotated[int, Field(ge=0)] = 4
+    """Asynchronous mode: a frame computed more than so many rounds behind the receiver's is rejected and counted."""
+    poll_seconds: Seconds = 2.0
+    """A record that no message announced for so long is looked for in S3."""
+    start_timeout_seconds: Seconds = 180.0
+    """How long the peers wait for each other at the start."""
+    round_timeout_seconds: Seconds = 600.0
+    """A round in which nothing arrives for so long fails the run with a sentence that names who is missing."""
+
+
+class CodeConfig(Section):
+    """The user's own code, shipped to peers and workers."""
+
+    include: tuple[str, ...] = ()
+    """Files and folders, relative to the configuration file, that become importable by peers and workers."""
+    requirements: tuple[str, ...] = ()
+    """Python requirements of that code, for example `einops==0.8.1`."""
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,23}$")] = "run"
+    """Prefix of the run's identifier: lower case letters, digits, hyphens."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """Seed of everything random; the same seed gives the same weights, bit for bit, on one kind of machine."""
+    peers: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Number of peers."""
+    mode: Literal["sync", "async"] = "sync"
+    """`sync`: a barrier each round, the same weights everywhere. `async`: nobody waits; frames carry their age."""
+    epochs: Positive = 2
+    """Epoch limit."""
+    batch_size: Positive = 128
+    """Samples per batch, hence per Lambda invocation; the last batch of a partition may be smaller."""
+    batches_per_round: Annotated[int, Field(ge=0)] = 2
+    """Batches of each peer per round and update; 0 takes all (the paper: one update per epoch)."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Rounds between validations; 0 validates once per epoch."""
+    model: str = "cnn"
+    """`cnn`, `mlp`, `vgg11`, `squeezenet1_1`, `mobilenet_v3_small`, or `package.module:callable` returning a Module."""
+    model_options: dict[str, str | int | float | bool] = {}
+    """Keyword arguments for the model, on top of `classes`, `channels` and `image_size`, which the data give."""
+    init_from: str = ""
+    """A safetensors file with the initial weights; empty initialises from `seed`."""
+    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    """Loss, averaged over the samples of a batch."""
+    data: DataConfig = DataConfig()
+    """Data."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Learning rate on plateaus."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Early stopping."""
+    compute: ComputeConfig = ComputeConfig()
+    """Gradient computation."""
+    exchange: ExchangeConfig = ExchangeConfig()
+    """Exchange."""
+    code: CodeConfig = CodeConfig()
+    """The user's own code."""
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        return _known(value, BUILT_IN_MODELS, "model")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        _known(self.data.source, BUILT_IN_SOURCES, "data.source")
+        if self.data.sizes and len(self.data.sizes) != self.peers:
+            raise ValueError(f"data.sizes names {len(self.data.sizes)} partitions, but peers is {self.peers}")
+        return self
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML, defaults included."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def to_json(self) -> str:
+        """The complete configuration as one line of JSON with sorted keys."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def _known(value: str, built_in: tuple[str, ...], what: str) -> str:
+    if value in built_in or IMPORTABLE.match(value):
+        return value
+    raise ValueError(f"{what} {value!r} is none of {', '.join(built_in)}, nor of the form package.module:callable")
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> RunConfig:
+    """Validate `values`; `where` names their origin in the error. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error)}") from error
+
+
+def from_toml(path: Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file and apply `key=value` overrides (dotted keys, TOML values). Raises ConfigError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the configuration cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return from_mapping(values, str(path))
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key, in place. `override` is the text after `--set`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write key=value, for example --set optimizer.lr=0.1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: `--set model=vgg11` is what people type
+    *path, last = key.strip().split(".")
+    table = values
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a table")
+    table[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a validation error as one clause that names the key, the value and the remedy."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggestion(first['loc'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    shown = f" = {first['input']!r}" if key and not isinstance(first["input"], dict | BaseModel) else ""
+    return f"{key}{shown}: {message}{more}" if key else message + more
+
+
+def _suggestion(location: tuple[str | int, ...]) -> str:
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return ""
+        section = field.annotation
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(section.model_fields)}"

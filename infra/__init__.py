@@ -1,0 +1,1 @@
+"""What the system runs on: AWS stacks, and the same infrastructure on one machine."""

@@ -1,0 +1,1 @@
+"""Start, follow and stop a run, and fetch its result."""
