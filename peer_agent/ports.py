@@ -1,0 +1,121 @@
+"""What the runner needs from the outside, as small protocols.
+
+The real ports are `peer_agent.exchange` (RabbitMQ), `peer_agent.compute` (Step Functions, or this process),
+`peer_agent.metrics` and `contract.store` (S3). Tests give their own. Timeouts are in seconds and given by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.batches import BatchRef
+from contract.tensors import Buffers
+
+#: What a message between peers may be: a contribution's wire frame (or its header part alone: claim check), a commit
+#: record, a result record, a greeting (a member record), a stop record. The last four are the JSON of contract.records.
+KINDS = ("frame", "commit", "result", "hello", "stop")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message from this peer's inbox, not acknowledged yet."""
+
+    sender: int | None
+    """Rank of the sender, as the message's properties name it; None when they name none."""
+    kind: str
+    """One of KINDS."""
+    body: bytes
+    token: object
+    """Whatever the exchange needs to acknowledge it."""
+
+
+class ExchangeCounts(Protocol):
+    """Bytes of message bodies and numbers of messages since the start; a body sent to n peers counts n times."""
+
+    bytes_sent: int
+    bytes_received: int
+    messages_sent: int
+    messages_received: int
+
+
+class Exchange(Protocol):
+    """Messages between peers. Losing, doubling and reordering them costs time and nothing else."""
+
+    counts: ExchangeCounts
+
+    def publish(self, kind: str, body: bytes) -> None:
+        """Put a persistent message into every other peer's inbox; returns once confirmed. Raises BrokerUnavailable."""
+
+    def poll(self, timeout_seconds: float) -> list[Delivery]:
+        """What has arrived; waits for at least one message, up to the timeout. Raises BrokerUnavailable."""
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Let the broker forget a message; only after its effect is durable."""
+
+    def close(self) -> None:
+        """Leave the broker; unacknowledged messages stay in the inbox."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundGradient:
+    """The sample-weighted mean over one peer's batches of one round."""
+
+    gradient: NDArray[np.float32]
+    """Shape (n,), in the layout's order."""
+    buffers: Buffers
+    """After the forward passes, averaged over batches by samples (integer counters: the base's, plus one)."""
+    samples: int
+    loss: float
+    """Mean training loss over the samples."""
+    invocations: int
+    """Lambda invocations, retries included; 0 in process."""
+    executions: int
+    """State machine executions; 0 in process."""
+    bytes_in: int
+    """Bytes fetched: gradients from S3, or batches in process."""
+    bytes_out: int
+    """Bytes uploaded: inputs of the execution."""
+
+
+class GradientService(Protocol):
+    """Computes one peer's gradient of a round, wherever."""
+
+    def compute(
+        self,
+        *,
+        round: int,
+        incarnation: int,
+        weights_sha256: str,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        batches: Sequence[BatchRef],
+        seed: int,
+    ) -> RoundGradient:
+        """Gradient at `flat` (n,) float32 and `buffers`, which `weights_sha256` names and which lie in the run's bucket
+        under that hash. Raises GradientFailed naming the batch and the cause."""
+
+    def close(self) -> None:
+        """Give back what it holds; a running execution is stopped."""
+
+
+class StageRecord(Protocol):
+    """The figures of one stage while it runs; whoever moves bytes adds them here."""
+
+    bytes_in: int
+    bytes_out: int
+
+
+class Metrics(Protocol):
+    """Wall time, CPU, memory and bytes per stage of the paper's Table I: compute, send, receive, update, convergence."""
+
+    def stage(self, name: str, round: int) -> AbstractContextManager[StageRecord]:
+        """Measure what happens inside; emits a `stage` event at its end."""
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Per stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
