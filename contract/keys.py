@@ -1,0 +1,163 @@
+"""Every S3 place and every RabbitMQ name, built in this module only.
+
+    run bucket                                     peer bucket (one per peer)
+    runs/<run>/                                    runs/<run>/peers/<rank>/
+      run.json                                       manifest.json
+      members/<rank>.json                            batches/<index>.safetensors
+      weights/<sha256>                               items/<round>-<incarnation>.json
+      contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      commits/<round>.json
+      results/<round>.json
+      stop.json
+      validation.safetensors
+      reports/<rank>.json
+
+Numbers are padded with zeros, so that a listing comes in numerical order. Keys of a peer's bucket name the rank as
+well: peers that share one bucket do not collide.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from contract import jsonform
+
+#: What a run may be called. It becomes part of S3 keys and queue names, so it can hold no slash and no wildcard.
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One object in S3. `owner` is the AWS account that must own the bucket, or None where none is known (locally)."""
+
+    bucket: str
+    key: str
+    owner: str | None = None
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The table from which all places of a run follow; part of the run's configuration in S3.
+
+    `peer_buckets` holds one bucket per rank. Raises ValueError for a run name that cannot be part of a key.
+    """
+
+    run: str
+    run_bucket: str
+    peer_buckets: tuple[str, ...]
+    region: str
+    account: str | None = None
+
+    def __post_init__(self) -> None:
+        check_run(self.run)
+
+    def spec(self) -> Place:
+        """The run's configuration (`RunSpec`)."""
+        return spec_place(self.run, self.run_bucket, self.account)
+
+    def member(self, rank: int) -> Place:
+        """The claim on a rank (`Member`), written under `If-None-Match` or `If-Match` only."""
+        return self._in_run(f"members/{_rank(rank)}.json")
+
+    def weights(self, sha256: str) -> Place:
+        """Weights named by their hash, 64 hexadecimal digits."""
+        return self._in_run(f"weights/{sha256}")
+
+    def contribution(self, round: int, rank: int, incarnation: int) -> Place:
+        """A peer's frame for a round."""
+        return self._in_run(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+
+    def commit(self, round: int) -> Place:
+        """The one outcome of a round (`Commit`), created once."""
+        return self._in_run(f"commits/{_round(round)}.json")
+
+    def result(self, round: int) -> Place:
+        """The weights that a round led to (`Result`), created once."""
+        return self._in_run(f"results/{_round(round)}.json")
+
+    def stop(self) -> Place:
+        """The common end of the run (`Stop`), created once."""
+        return self._in_run("stop.json")
+
+    def validation(self) -> Place:
+        """The validation set, one batch file (contract/batches.py)."""
+        return self._in_run("validation.safetensors")
+
+    def report(self, rank: int) -> Place:
+        """What a peer tells the user at its end (`PeerReport`)."""
+        return self._in_run(f"reports/{_rank(rank)}.json")
+
+    def manifest(self, rank: int) -> Place:
+        """The list of a peer's batches (`Manifest`)."""
+        return self._in_peer(rank, "manifest.json")
+
+    def batch(self, rank: int, index: int) -> Place:
+        """One batch of a peer's partition."""
+        return self._in_peer(rank, f"batches/{_number(index, 6)}.safetensors")
+
+    def items(self, rank: int, round: int, incarnation: int) -> Place:
+        """The round's batches as a JSON array, for a distributed map's item reader."""
+        return self._in_peer(rank, f"items/{_round(round)}-{_number(incarnation)}.json")
+
+    def gradient(self, rank: int, round: int, incarnation: int, batch: int) -> Place:
+        """The gradient of one batch, as a worker wrote it."""
+        return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        form: dict[str, Any] = jsonform.to_dict(self)
+        return form
+
+    @classmethod
+    def from_dict(cls, value: object) -> Places:
+        """Inverse of `to_dict`. Raises CorruptObject."""
+        return jsonform.from_dict(cls, value, "places")
+
+    def _in_run(self, name: str) -> Place:
+        return Place(self.run_bucket, f"runs/{self.run}/{name}", self.account)
+
+    def _in_peer(self, rank: int, name: str) -> Place:
+        if not 0 <= rank < len(self.peer_buckets):
+            raise ValueError(f"rank {rank} has no bucket; the run has {len(self.peer_buckets)}")
+        return Place(self.peer_buckets[rank], f"runs/{self.run}/peers/{_rank(rank)}/{name}", self.account)
+
+
+def spec_place(run: str, run_bucket: str, account: str | None = None) -> Place:
+    """Where the run's configuration lies: the one place that is found before the table is known."""
+    return Place(run_bucket, f"runs/{check_run(run)}/run.json", account)
+
+
+def peer_exchange(run: str, rank: int) -> str:
+    """The fan-out exchange to which a peer publishes once for everyone."""
+    return f"peerless.{check_run(run)}.peer.{_number(rank)}"
+
+
+def inbox(run: str, rank: int) -> str:
+    """The queue in which a peer receives."""
+    return f"peerless.{check_run(run)}.inbox.{_number(rank)}"
+
+
+def check_run(run: str) -> str:
+    """`run` itself. Raises ValueError when it cannot be part of a key or queue name."""
+    if not RUN_NAME.match(run):
+        raise ValueError(f"run name {run!r} must be 1 to 63 letters, digits, hyphens or underscores")
+    return run
+
+
+def _rank(rank: int) -> str:
+    return _number(rank, 4)
+
+
+def _round(round: int) -> str:
+    return _number(round, 6)
+
+
+def _number(value: int, width: int = 1) -> str:
+    if value < 0:
+        raise ValueError(f"{value} cannot be part of a key; ranks, rounds, incarnations and batches start at 0")
+    return f"{value:0{width}d}"

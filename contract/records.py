@@ -1,0 +1,174 @@
+"""The records by which peers agree, in their JSON form: claims, commits, results, the stop and the peers' reports.
+
+`to_json` gives canonical bytes, ready for the store; `from_json` is strict (CorruptObject). How they are written, and
+what an unclear answer means, is in peer_agent/records.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from contract import jsonform
+from contract.errors import CorruptObject
+
+
+class Record:
+    """Base of all records: JSON round trip and version check."""
+
+    VERSION: ClassVar[int] = 1
+    NAME: ClassVar[str] = "record"
+
+    def to_json(self) -> bytes:
+        """Canonical JSON bytes. Raises NonFiniteGradient for NaN or infinity."""
+        return jsonform.dumps(jsonform.to_dict(self))
+
+    @classmethod
+    def from_json(cls, blob: bytes | bytearray | memoryview | str) -> Self:
+        """Inverse of `to_json`. Raises CorruptObject for an unknown version, and for fields that do not fit."""
+        value = jsonform.loads(blob, cls.NAME)
+        version = value.get("version")
+        if type(version) is not int or version != cls.VERSION:
+            raise CorruptObject(f"{cls.NAME} has version {version!r}; this build reads version {cls.VERSION}")
+        return jsonform.from_dict(cls, value, cls.NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRef:
+    """A process that holds a rank: (rank, incarnation). Taking over a rank raises its incarnation."""
+
+    rank: int
+    incarnation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contributor:
+    """One contribution that a commit lists: where its frame is, its digest (hex), and its weight in the mean."""
+
+    rank: int
+    incarnation: int
+    key: str
+    digest: str
+    samples: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit(Record):
+    """The one outcome of a round: exactly these contributions, averaged in rank order.
+
+    Raises ValueError when contributors or members are not in rank order with each rank once.
+    """
+
+    NAME: ClassVar[str] = "commit record"
+
+    version: int = 1
+    run: str
+    round: int
+    algorithm: str = "gradient_averaging"
+    base_weights: dict[str, str]
+    """Hash (hex) of the weights that contributions were computed from, per parameter group; "0" is the one group."""
+    contributors: tuple[Contributor, ...]
+    members: tuple[MemberRef, ...]
+    """Members of the next round."""
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    final: bool = False
+    """True when training ends with this round."""
+    extensions: dict[str, Any] = field(default_factory=dict)
+    writer: MemberRef
+    nonce: str
+
+    def __post_init__(self) -> None:
+        _in_rank_order("contributors", [c.rank for c in self.contributors])
+        _in_rank_order("members", [m.rank for m in self.members])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """The weights after a round: their hash (hex) and where they are stored."""
+
+    NAME: ClassVar[str] = "result record"
+
+    version: int = 1
+    run: str
+    round: int
+    weights_sha256: str
+    bucket: str
+    key: str
+    writer: MemberRef
+    nonce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Record):
+    """The claim of a process on a rank."""
+
+    NAME: ClassVar[str] = "member record"
+
+    version: int = 1
+    run: str
+    rank: int
+    peer_id: str
+    incarnation: int
+    public_keys: dict[str, str] = field(default_factory=dict)
+    """Public keys by use."""
+    role: str = "peer"
+    nonce: str
+    resources: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop(Record):
+    """The common end of a run. In asynchronous mode `weights_sha256` names the final weights, which all adopt."""
+
+    NAME: ClassVar[str] = "stop record"
+
+    version: int = 1
+    run: str
+    reason: str
+    round: int
+    weights_sha256: str
+    validation_loss: float | None = None
+    writer: MemberRef
+    nonce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerReport(Record):
+    """What a peer tells the user's side at its end. Times in seconds, sizes in bytes."""
+
+    NAME: ClassVar[str] = "peer report"
+
+    version: int = 1
+    run: str
+    rank: int
+    incarnation: int
+    rounds: int
+    epochs: int
+    reason: str
+    weights_sha256: str
+    """Hash of the final round's weights."""
+    model_sha256: str
+    """Hash of the best weights, which are the ones saved."""
+    best_validation_loss: float | None = None
+    seconds_training: float
+    bytes_sent: int
+    bytes_received: int
+    gradient_bytes_raw: int
+    """Sum of this peer's gradients as float32."""
+    gradient_bytes_encoded: int
+    """The same gradients as they went over the wire."""
+    lambda_invocations: int
+    state_machine_executions: int
+    frames_rejected: dict[str, int] = field(default_factory=dict)
+    """Frames that did not fit, by reason."""
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
+    error: str | None = None
+
+
+def _in_rank_order(what: str, ranks: list[int]) -> None:
+    if any(rank < 0 for rank in ranks) or any(a >= b for a, b in itertools.pairwise(ranks)):
+        raise ValueError(f"{what} must be in rank order with each rank once, not {ranks}")

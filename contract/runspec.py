@@ -1,0 +1,167 @@
+"""The run's configuration as peers read it from S3: what the user configured and what the launcher found out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+from contract import config as run_config
+from contract import jsonform
+from contract.config import RunConfig
+from contract.errors import ConfigError, CorruptObject
+from contract.keys import Places
+from contract.modelspec import ModelSpec
+from contract.seeds import public_seed
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """The validation set: digest of its object (SHA-256, hex) and its number of samples."""
+
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that a peer must know, the same for all of them; written once before the peers start.
+
+    Raises ValueError when the per-rank lists differ in length, or rounds_per_epoch is not what the batches give.
+    """
+
+    run: str
+    config: RunConfig
+    places: Places
+    model: ModelSpec
+    samples: tuple[int, ...]
+    """Training samples per rank."""
+    batches: tuple[int, ...]
+    """Batches per rank."""
+    rounds_per_epoch: int
+    """As `rounds_per_epoch(batches, config.batches_per_round)`."""
+    initial_weights: str
+    """Hash (hex) of the weights that round 0 starts from; they lie at `places.weights(initial_weights)`."""
+    validation: ValidationSet
+    state_machines: tuple[str, ...]
+    """ARN per rank; "" where the peer computes in its own process."""
+    code_digest: str = ""
+    """Digest of the user's own code (contract/code.py); "" where there is none."""
+    created: float = 0.0
+    """Seconds since the epoch."""
+
+    def __post_init__(self) -> None:
+        per_rank = {
+            "samples": len(self.samples),
+            "batches": len(self.batches),
+            "state_machines": len(self.state_machines),
+            "places.peer_buckets": len(self.places.peer_buckets),
+        }
+        for name, length in per_rank.items():
+            if length != self.config.peers:
+                raise ValueError(f"{name} has {length} entries, but the run has {self.config.peers} peers")
+        if self.run != self.places.run:
+            raise ValueError(f"the run is {self.run!r}, but its places are those of {self.places.run!r}")
+        if self.rounds_per_epoch != rounds_per_epoch(self.batches, self.config.batches_per_round):
+            raise ValueError(f"rounds_per_epoch is {self.rounds_per_epoch}, which the batches do not give")
+
+    @property
+    def rounds_limit(self) -> int:
+        """Rounds at the epoch limit."""
+        return self.config.epochs * self.rounds_per_epoch
+
+    def epoch(self, round: int) -> int:
+        """The epoch, from 0, to which a round belongs."""
+        return round // self.rounds_per_epoch
+
+    def batches_for_round(self, rank: int, round: int) -> tuple[int, ...]:
+        """Indices of the batches that `rank` computes in `round`; never empty, no index twice.
+
+        With batches_per_round = 0 these are all. Otherwise each pass over the partition is a new permutation (from the
+        public seed, rank and number of the pass), cut into consecutive slices; the last slice of a pass may be
+        shorter. A partition smaller than the largest comes to its end earlier and starts its next pass at once.
+        """
+        count = self.batches[rank]
+        size = self.config.batches_per_round
+        if size == 0:
+            return tuple(range(count))
+        pass_number, position = divmod(round, -(-count // size))
+        order = _permutation(public_seed(self.config.seed, "order", rank, pass_number), count)
+        return order[position * size : (position + 1) * size]
+
+    def is_validation_round(self, round: int) -> bool:
+        """Whether the weights that `round` leads to are validated: each epoch's or every n-th, and the last."""
+        every = self.config.validate_every or self.rounds_per_epoch
+        return (round + 1) % every == 0 or round + 1 == self.rounds_limit
+
+    def to_json(self) -> bytes:
+        """Canonical JSON bytes."""
+        form = {name: jsonform.to_dict(getattr(self, name)) for name in self.__dataclass_fields__ if name != "config"}
+        return jsonform.dumps({"version": _VERSION, **form, "config": self.config.model_dump(mode="json")})
+
+    @classmethod
+    def from_json(cls, blob: bytes | bytearray | memoryview | str) -> RunSpec:
+        """Inverse of `to_json`. Raises CorruptObject."""
+        what = "run configuration"
+        value = jsonform.loads(blob, what)
+        version = value.pop("version", None)
+        if version != _VERSION:
+            raise CorruptObject(f"{what} has version {version!r}; this build reads version {_VERSION}")
+        settings = value.pop("config", None)
+        if not isinstance(settings, dict):
+            raise CorruptObject(f"{what} lacks the field 'config'")
+        try:
+            config = run_config.from_mapping(settings, what)
+            rest = jsonform.from_dict(_Rest, value, what)
+            return cls(config=config, **{name: getattr(rest, name) for name in _Rest.__dataclass_fields__})
+        except (ConfigError, ValueError) as error:
+            raise CorruptObject(f"{what}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest:
+    """The fields of RunSpec beside `config`, which pydantic reads."""
+
+    run: str
+    places: Places
+    model: ModelSpec
+    samples: tuple[int, ...]
+    batches: tuple[int, ...]
+    rounds_per_epoch: int
+    initial_weights: str
+    validation: ValidationSet
+    state_machines: tuple[str, ...]
+    code_digest: str
+    created: float
+
+
+def rounds_per_epoch(batches: tuple[int, ...], batches_per_round: int) -> int:
+    """Ceil(batches of the largest partition / batches_per_round); 1 where a round takes all.
+
+    Raises ValueError when a rank has no batch.
+    """
+    if not batches or min(batches) < 1:
+        raise ValueError(f"every peer needs at least one batch, not {list(batches)}")
+    return -(-max(batches) // batches_per_round) if batches_per_round else 1
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, count: int) -> tuple[int, ...]:
+    """0 … count-1 in an order that depends on nothing but `seed`, on any machine and library version."""
+
+    def rank_of(index: int) -> bytes:
+        return hashlib.sha256(seed.to_bytes(8, "little") + index.to_bytes(8, "little")).digest()
+
+    return tuple(sorted(range(count), key=rank_of))
+
+
+def _check_fields() -> None:
+    if any(f not in RunSpec.__dataclass_fields__ for f in _Rest.__dataclass_fields__) or (
+        len(_Rest.__dataclass_fields__) + 1 != len(RunSpec.__dataclass_fields__)
+    ):
+        raise TypeError("RunSpec and the form that is read from JSON have drifted apart")
+
+
+_check_fields()

@@ -1,0 +1,1 @@
+"""Fakes that tests share; each passes the same contract tests as the real thing."""
