@@ -1,0 +1,117 @@
+"""The sample-weighted mean of contributions, one at a time, in memory bounded by the model.
+
+Shapes: n parameters (`Layout.elements`). A contribution k is an encoded gradient g_k (n,), the buffers after its
+forward passes, and the number s_k of samples it stands for. With S the sum of all s_k:
+
+    gradient = sum over k of (s_k / S) * g_k         accumulated in float32, in the order of `add`
+    float buffer = sum over k of (s_k / S) * b_k     accumulated in float64, then cast to the buffer's dtype
+
+The order of additions is part of the result's bits, so contributions are added in rank (or batch) order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.codec import GradientCodec
+from contract.errors import ConfigError, CorruptObject
+from contract.tensors import Buffers, Layout, check_values
+
+
+class Aggregator(Protocol):
+    """What combines the contributions of a round."""
+
+    def add(
+        self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int
+    ) -> None: ...
+
+    def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]: ...
+
+
+class WeightedMean:
+    """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size."""
+
+    def __init__(self, layout: Layout, total_samples: int) -> None:
+        """`total_samples` is S, the sum over all contributions to come. Raises CorruptObject unless it is positive."""
+        if total_samples < 1:
+            raise CorruptObject(f"a mean over {total_samples} samples does not exist")
+        self._layout = layout
+        self._total = total_samples
+        self._samples = 0
+        self._gradient = np.zeros(layout.elements, np.float32)
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._lowest: Buffers = {}
+        self._highest: Buffers = {}
+
+    def add(self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int) -> None:
+        """Add one contribution: a gradient (n,) as `codec` encoded it, its buffers and its sample count.
+
+        Raises CorruptObject for a payload that doesn't decode, a count that isn't positive or one that exceeds the
+        announced total; WeightsMismatch for buffers of another layout. After an error the mean is of no use.
+        """
+        if samples < 1:
+            raise CorruptObject(f"a contribution stands for {samples} samples; at least 1 is needed")
+        if self._samples + samples > self._total:
+            raise CorruptObject(
+                f"the contributions hold at least {self._samples + samples} samples, but {self._total} were announced"
+            )
+        check_values(self._layout, None, buffers)
+        codec.accumulate(gradient_payload, self._gradient, samples / self._total)
+        self._samples += samples
+        for name, value in buffers.items():
+            self._add_buffer(name, value, samples)
+
+    def _add_buffer(self, name: str, value: NDArray[Any], samples: int) -> None:
+        if name not in self._lowest:
+            self._lowest[name], self._highest[name] = value.copy(), value.copy()
+            if _is_float(value):
+                self._sums[name] = value.astype(np.float64) * samples
+            return
+        np.minimum(self._lowest[name], value, out=self._lowest[name])
+        np.maximum(self._highest[name], value, out=self._highest[name])
+        if _is_float(value):
+            self._sums[name] += value.astype(np.float64) * samples
+
+    def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]:
+        """The mean gradient (n,), float32, and the buffers for the next weights.
+
+        `base_buffers` are the buffers that all contributions started from. Floating-point buffers are averaged; where
+        all contributions agree, their value is kept exactly. An integer that any contribution changed is a counter and
+        becomes base + 1, however many batches ran; one that nobody changed (an index, a mask) stays. A boolean that
+        any contribution changed flips. Raises CorruptObject when the contributions' samples do not sum up to the total.
+        """
+        if self._samples != self._total:
+            raise CorruptObject(f"the contributions hold {self._samples} samples, but {self._total} were announced")
+        check_values(self._layout, None, base_buffers)
+        buffers = {entry.name: self._buffer(entry.name, base_buffers[entry.name]) for entry in self._layout.buffers}
+        return self._gradient, buffers
+
+    def _buffer(self, name: str, base: NDArray[Any]) -> NDArray[Any]:
+        lowest, highest = self._lowest[name], self._highest[name]
+        if _is_float(base):
+            mean = (self._sums[name] / self._total).astype(base.dtype)
+            return np.where(lowest == highest, lowest, mean)
+        changed = (lowest != base) | (highest != base)
+        advance = np.bitwise_xor if base.dtype == np.bool_ else np.add
+        advanced: NDArray[Any] = np.asarray(advance(base, changed.astype(base.dtype)))
+        return advanced
+
+
+def _is_float(value: NDArray[Any]) -> bool:
+    return np.issubdtype(value.dtype, np.floating)
+
+
+#: Ways to combine contributions, by name.
+AGGREGATORS: Mapping[str, Callable[[Layout, int], Aggregator]] = {"mean": WeightedMean}
+
+
+def aggregator(name: str) -> Callable[[Layout, int], Aggregator]:
+    """The aggregator called `name`: a callable of a layout and the total of samples. Raises ConfigError."""
+    try:
+        return AGGREGATORS[name]
+    except KeyError:
+        raise ConfigError(f"aggregator {name!r} is none of {', '.join(AGGREGATORS)}") from None

@@ -1,0 +1,88 @@
+"""The gradient of one batch at given weights: the mathematics of every gradient service, pure.
+
+Lambda workers and the peer's own process both call `batch_gradient`, so both give the same numbers. Threads, memory
+formats and transport belong to the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contract.errors import ModelError, NonFiniteGradient
+from contract.objective import forward
+from contract.tensors import Buffers, Layout, flat_gradient, load, read_buffers
+
+
+@dataclass(frozen=True)
+class BatchGradient:
+    """What one batch contributes."""
+
+    gradient: NDArray[np.float32]
+    """Gradient (n,) of the loss's mean over the batch, in the layout's order; zeros for parameters without one."""
+    buffers: Buffers
+    """Buffers after the forward pass, which started from the ones given."""
+    samples: int
+    """Samples in the batch: the weight of this gradient in a mean."""
+    loss: float
+    """The loss's mean over the batch, before any update."""
+
+
+def batch_gradient(
+    model: nn.Module,
+    layout: Layout,
+    loss_name: str,
+    flat: NDArray[np.float32],
+    buffers: Buffers,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+) -> BatchGradient:
+    """Load weights `flat` (n,) and `buffers` into `model`, and compute the gradient on the batch x (N, …), y (N, …).
+
+    The model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call and
+    restored afterwards. The result depends on nothing that the model held before, except non-persistent buffers, and
+    the model keeps no gradients.
+
+    Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the batch
+    (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when weights and
+    model do not fit, MemoryError when torch runs out of memory.
+    """
+    samples = len(y)
+    if samples == 0 or len(x) != samples:
+        raise ModelError(f"a batch of {len(x)} inputs and {samples} targets has no gradient")
+    load(model, layout, flat, buffers)
+    model.train()
+    model.zero_grad(set_to_none=True)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.default_generator.manual_seed(seed)
+            _, loss = forward(model, loss_name, x, y)
+            if not bool(torch.isfinite(loss).all()):
+                raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {float(loss)}; {ADVICE}")
+            if not loss.requires_grad:
+                raise ModelError("the loss depends on no parameter that can be trained")
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradient = flat_gradient(model, layout)
+    finally:
+        model.zero_grad(set_to_none=True)
+    _check_finite(layout, gradient)
+    return BatchGradient(gradient, read_buffers(model, layout), samples, float(loss))
+
+
+ADVICE = "a smaller optimizer.lr or standardised data may help"
+
+
+def _check_finite(layout: Layout, gradient: NDArray[np.float32]) -> None:
+    # A sum needs no memory, and in float64 finite float32 values cannot overflow; NaN and infinity always show in it.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(gradient.sum(dtype=np.float64)):
+            return
+    for entry, view in layout.views(gradient):
+        if not np.isfinite(view).all():
+            raise NonFiniteGradient(f"the gradient of {entry.name} holds NaN or infinity; {ADVICE}")
