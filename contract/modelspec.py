@@ -13,13 +13,14 @@ class ModelSpec:
     """A model by name, for inputs (N, channels, image_size, image_size) and outputs (N, classes).
 
     `name` is a built-in architecture or `package.module:callable`; `options` are further keyword arguments for it.
+    Hashable, so that a worker can keep what it built (`options` do not enter the hash).
     """
 
     name: str
     classes: int
     channels: int
     image_size: int
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if min(self.classes, self.channels, self.image_size) < 1:

@@ -30,12 +30,12 @@ unsigned, f an IEEE float.
        112    32  hash of the weights it was computed from (for weights: their own)
        144    32  digest: SHA-256 over the whole frame with digest and signature zeroed
        176    64  signature of the digest, zero until signing exists
-       240     …  name of the run, name of the codec (ASCII), extensions
+       240     …  name of the run, name of the codec (ASCII), extensions, zeros to a multiple of 16 bytes
 
     extension:  u2 type, u1 flags (bit 0: must understand; other bits zero), u1 zero, u4 length, value
 
 Extension types: 1 validation accuracy (f8, 0 to 1). A reader skips a type that it does not know, unless the
-must-understand bit is set: then the frame is refused. Reserved and absent fields are zero and non-finite losses are
+must-understand bit is set: then the frame is refused. The padding keeps float32 payloads aligned for NumPy. Reserved and absent fields are zero and non-finite losses are
 refused, so one content has one encoding.
 """
 
@@ -61,6 +61,7 @@ VALIDATION_ACCURACY = 1
 _FIXED = struct.Struct("<4sBBHIIQQQQQQIIIIIBBHQdd32s32s64s")
 _EXTENSION = struct.Struct("<HBBI")
 _F8 = struct.Struct("<d")
+_ALIGNMENT = 16
 _DIGEST_AT, _SIGNATURE_AT = 144, 176
 _UNSIGNED_BYTES = _SIGNATURE_AT + 64 - _DIGEST_AT
 _HAS_LOSS, _HAS_VALIDATION_LOSS = 1, 2
@@ -214,7 +215,7 @@ def _pack(header: FrameHeader) -> bytes:
             VERSION,
             header.kind,
             flags,
-            _FIXED.size + len(run) + len(codec) + len(extensions),
+            _padded(_FIXED.size + len(run) + len(codec) + len(extensions)),
             len(extensions),
             header.payload_bytes,
             header.buffers_bytes,
@@ -239,7 +240,12 @@ def _pack(header: FrameHeader) -> bytes:
         )
     except struct.error as error:
         raise ValueError(f"a field of the frame header is out of range: {error}") from error
-    return fixed + run + codec + extensions
+    leading = fixed + run + codec + extensions
+    return leading.ljust(_padded(len(leading)), b"\0")
+
+
+def _padded(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
 def _pack_extension(extension: Extension) -> bytes:
@@ -299,7 +305,8 @@ def _parse(blob: Blob) -> tuple[FrameHeader, int]:
         raise CorruptObject(
             f"a frame has {extension_bytes} bytes of extensions; at most {MAX_EXTENSION_BYTES} are read"
         )
-    if header_bytes != _FIXED.size + run_bytes + codec_bytes + extension_bytes or header_bytes > view.nbytes:
+    used = _FIXED.size + run_bytes + codec_bytes + extension_bytes
+    if header_bytes != _padded(used) or header_bytes > view.nbytes or any(view[used:header_bytes]):
         raise CorruptObject(f"a frame's header of {header_bytes} bytes does not fit its parts")
     if not 0 <= shard < shards:
         raise CorruptObject(f"a frame is shard {shard} of {shards}")
@@ -324,7 +331,7 @@ def _parse(blob: Blob) -> tuple[FrameHeader, int]:
         elements=elements,
         payload_bytes=payload_bytes,
         buffers_bytes=buffers_bytes,
-        extensions=_extensions(view[extensions_at:header_bytes]),
+        extensions=_extensions(view[extensions_at:used]),
         digest=digest.hex(),
         signature=signature,
     )
