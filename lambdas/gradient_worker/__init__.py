@@ -1,0 +1,1 @@
+"""The Lambda function that computes the gradient of one batch."""

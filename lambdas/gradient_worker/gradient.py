@@ -1,0 +1,68 @@
+"""From a task and its bytes to the frame that goes back; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from contract.batches import decode_batch
+from contract.codec import codec
+from contract.errors import CorruptObject
+from contract.gradients import batch_gradient
+from contract.tasks import GradientTask
+from contract.tensors import Buffers, Layout, pack_buffers
+from contract.wire import FrameHeader, Kind, decode_header, encode
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights as a worker keeps them: flat (n,) float32, and buffers."""
+
+    flat: NDArray[np.float32]
+    buffers: Buffers
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both, in bytes."""
+        return self.flat.nbytes + sum(value.nbytes for value in self.buffers.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """A frame with what the answer repeats of it."""
+
+    frame: bytes
+    digest: str
+    samples: int
+    loss: float
+
+
+def gradient_frame(task: GradientTask, model: nn.Module, layout: Layout, weights: Weights, batch: bytes) -> Result:
+    """Gradient of the batch file `batch` at `weights`, encoded with the task's codec. Equal tasks give equal bytes.
+
+    Raises CorruptObject when the batch isn't the one that the task names, and whatever `batch_gradient` raises.
+    """
+    x, y = decode_batch(batch, task.batch.sha256)
+    if len(y) != task.batch.samples:
+        raise CorruptObject(f"{task.batch_place} holds {len(y)} samples, but the manifest says {task.batch.samples}")
+    made = batch_gradient(model, layout, task.loss, weights.flat, weights.buffers, x, y, seed=task.batch_seed)
+    header = FrameHeader(
+        kind=Kind.GRADIENT,
+        run=task.run,
+        round=task.round,
+        base_round=task.round,
+        base_weights=task.weights_sha256,
+        rank=task.rank,
+        incarnation=task.incarnation,
+        samples=made.samples,
+        loss=made.loss,
+        codec=task.codec,
+        seed=task.batch_seed,
+        elements=layout.elements,
+    )
+    payload = codec(task.codec).encode(made.gradient, task.batch_seed)
+    frame = encode(header, payload, pack_buffers(layout, made.buffers))
+    return Result(frame, decode_header(frame).digest, made.samples, made.loss)

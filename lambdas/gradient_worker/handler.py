@@ -1,0 +1,87 @@
+"""Entry point of the Lambda function: parses the event, calls, answers.
+
+Errors keep their class, because AWS reports the class name and the state machine's Retry rules go by it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from contract.clock import Clock, SystemClock
+from contract.env import WorkerEnv
+from contract.errors import PeerlessError
+from contract.store import ObjectStore, S3Store
+from contract.tasks import GradientAnswer, GradientTask
+from lambdas.gradient_worker.gradient import gradient_frame
+from lambdas.gradient_worker.warm import Warm
+
+
+class GradientWorker:
+    """One warm process: its store and its caches."""
+
+    def __init__(self, env: WorkerEnv, store: ObjectStore | None = None, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._store = store or S3Store(region=env.region, endpoint_url=env.endpoint_url)
+        self._warm = Warm(self._store, env.code_dir)
+        self._cold = True
+
+    def __call__(self, event: Mapping[str, Any]) -> GradientAnswer:
+        """Compute one task and store its gradient. Raises the errors of contract.errors, naming the batch."""
+        begun = self._clock.monotonic()
+        cold, self._cold = self._cold, False
+        task = GradientTask.from_event(event)
+        try:
+            key, digest, samples, loss = self._compute(task)
+        except PeerlessError as error:
+            # The same class, so that Retry rules still match, with the batch in the sentence.
+            where = f"batch {task.batch.index} of rank {task.rank} in round {task.round}"
+            raise type(error)(f"{where}: {error}") from error
+        return GradientAnswer(
+            batch=task.batch.index,
+            key=key,
+            digest=digest,
+            samples=samples,
+            loss=loss,
+            seconds=self._clock.monotonic() - begun,
+            peak_bytes=_peak_bytes(),
+            cold_start=cold,
+            retries=int(event.get("retries", 0)),
+        )
+
+    def _compute(self, task: GradientTask) -> tuple[str, str, int, float]:
+        if torch.get_num_threads() != task.threads:
+            torch.set_num_threads(task.threads)
+        self._warm.require_code(task.code_digest)
+        model, layout = self._warm.model(task.model)
+        weights = self._warm.weights(task, layout)
+        batch = task.batch
+        if batch.length is None:
+            blob = self._store.get(task.batch_place)
+        else:
+            blob = self._store.get_range(task.batch_place, batch.offset, batch.length)
+        result = gradient_frame(task, model, layout, weights, blob)
+        self._store.put(task.output, result.frame)
+        return task.output.key, result.digest, result.samples, result.loss
+
+
+_worker: GradientWorker | None = None
+
+
+def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
+    """AWS's entry point; the process's worker is made at its first invocation."""
+    global _worker
+    if _worker is None:
+        _worker = GradientWorker(WorkerEnv.read(os.environ))
+    return _worker(event).to_dict()
+
+
+def _peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

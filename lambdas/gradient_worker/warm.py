@@ -1,0 +1,75 @@
+"""What a worker process keeps between invocations: the user's code, built models, and the latest weights."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+from torch import nn
+
+from contract.code import code_digest
+from contract.errors import CodeError
+from contract.models import build
+from contract.store import ObjectStore
+from contract.tasks import GradientTask, ModelSpec
+from contract.tensors import Layout, decode_weights
+from lambdas.gradient_worker.gradient import Weights
+
+#: Weights kept beside the latest ones: peers in asynchronous mode hold different ones and share workers.
+WEIGHTS_BYTES = 128 * 2**20
+#: Models kept built; a function serves one run, hence nearly always one model.
+MODELS = 2
+
+
+class Warm:
+    """Caches of one process; used by one invocation at a time."""
+
+    def __init__(self, store: ObjectStore, code_dir: Path | None) -> None:
+        self._store = store
+        self._code_dir = code_dir
+        self._code_digest: str | None = None
+        self._models: OrderedDict[ModelSpec, tuple[nn.Module, Layout]] = OrderedDict()
+        self._weights: OrderedDict[str, Weights] = OrderedDict()
+
+    def require_code(self, digest: str) -> None:
+        """Make the user's code importable, once, if it is what the run was started with. Raises CodeError."""
+        if self._code_digest is None:
+            self._code_digest = code_digest(self._code_dir)
+            if self._code_digest:
+                sys.path.insert(0, str(self._code_dir))
+        if self._code_digest != digest:
+            raise CodeError(
+                f"this worker holds own code {_short(self._code_digest)}, but the run was started with "
+                f"{_short(digest)}; deploy the code again, or start a new run"
+            )
+
+    def model(self, spec: ModelSpec) -> tuple[nn.Module, Layout]:
+        """The model of `spec`; its values are whatever the last invocation left. Raises ModelError."""
+        if spec in self._models:
+            self._models.move_to_end(spec)
+        else:
+            model = build(spec)
+            self._models[spec] = model, Layout.of(model)
+            if len(self._models) > MODELS:
+                self._models.popitem(last=False)
+        return self._models[spec]
+
+    def weights(self, task: GradientTask, layout: Layout) -> Weights:
+        """The weights that the task names, fetched once per process and version, and checked against their hash.
+
+        Raises ObjectMissing, CorruptObject or WeightsMismatch.
+        """
+        name = task.weights_sha256
+        if name in self._weights:
+            self._weights.move_to_end(name)
+        else:
+            self._weights[name] = Weights(*decode_weights(layout, self._store.get(task.weights), name))
+            kept = sum(weights.nbytes for weights in self._weights.values())
+            while len(self._weights) > 1 and kept > WEIGHTS_BYTES:
+                kept -= self._weights.popitem(last=False)[1].nbytes
+        return self._weights[name]
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:12]}…" if digest else "(none)"

@@ -1,0 +1,185 @@
+"""The state machine that computes one peer's gradients of one round: one Lambda task per batch.
+
+Input, `inline_map` and `parallel`: `{"common": {...}, "batches": [{...}, ...]}`.
+Input, `distributed_map`:           `{"common": {...}, "items": {"bucket": "...", "key": "..."}}`, a JSON array in S3.
+Output, all modes:                  `{"retries": [0, 0, 1, ...]}`, one number of retries per batch.
+
+No state ever carries a tensor: workers read weights and batches from S3 and write gradients there. Only JSONPath is
+used, and neither ItemBatcher nor ResultWriter, so that AWS, moto and MiniStack execute the same definition alike.
+
+Limits of Step Functions (https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html): 1 MB per
+definition, 256 KiB per payload, 25,000 history events per Standard execution, 40 iterations of an inline map at once.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any
+
+from contract.errors import ConfigError
+from statemachines.retry import rules
+
+
+class Mode(StrEnum):
+    """Form of the definition."""
+
+    INLINE_MAP = "inline_map"
+    """A map inside the execution; at most 40 workers at once."""
+    DISTRIBUTED_MAP = "distributed_map"
+    """A map of child executions over items in S3; up to 10,000 workers at once."""
+    PARALLEL = "parallel"
+    """One branch per batch, as in the paper."""
+
+
+DEFINITION_LIMIT_BYTES = 1_000_000
+#: `auto` takes the inline map up to this count, because beyond it batches would wait for one another.
+INLINE_CONCURRENCY = 40
+#: Seven events per item make 25,000 last for some 3,500 items; a quarter of that leaves every item room for retries,
+#: and the descriptions of so many batches (some 200 bytes each) still fit one payload of 256 KiB.
+INLINE_LIMIT = 900
+#: Some 1,350 bytes per branch keep the definition under 1 MB.
+PARALLEL_LIMIT = 700
+#: A child's output is one small number, so that ten thousand of them stay far below 256 KiB.
+DISTRIBUTED_LIMIT = 10_000
+#: An invocation may wait for a free worker (a local service queues where AWS throttles) before its own time counts.
+QUEUE_SECONDS = 900
+
+LIMITS = {Mode.INLINE_MAP: INLINE_LIMIT, Mode.PARALLEL: PARALLEL_LIMIT, Mode.DISTRIBUTED_MAP: DISTRIBUTED_LIMIT}
+
+
+def choose_mode(setting: str, batches: int) -> Mode:
+    """The mode for `batches` a round: `setting` itself, or for `auto` the simplest that runs them all at once.
+
+    Raises ConfigError for an unknown setting, or for more batches than the mode takes.
+    """
+    if setting == "auto":
+        mode = Mode.INLINE_MAP if batches <= INLINE_CONCURRENCY else Mode.DISTRIBUTED_MAP
+    else:
+        try:
+            mode = Mode(setting)
+        except ValueError as error:
+            raise ConfigError(f"compute.state_machine {setting!r} is none of auto, {', '.join(Mode)}") from error
+    _check_count(mode, batches)
+    return mode
+
+
+def definition(
+    mode: Mode, *, function_arn: str, batches: int | None, concurrency: int, timeout_seconds: int
+) -> dict[str, Any]:
+    """The definition as a JSON-ready dict.
+
+    `batches` is the count per execution; a map takes any, so None will do, while `parallel` needs it to make its
+    branches. `concurrency` is the number of workers at once, 0 for the service's own limit; `parallel` has none.
+    `timeout_seconds` is the function's time limit. Raises ConfigError beyond the limits of the mode.
+    """
+    mode = Mode(mode)
+    if batches is not None:
+        _check_count(mode, batches)
+    if mode is Mode.PARALLEL:
+        if batches is None:
+            raise ConfigError("a parallel state machine has one branch per batch, so it needs the count of batches")
+        state = _parallel(function_arn, batches, timeout_seconds)
+    elif mode is Mode.INLINE_MAP:
+        state = _inline_map(function_arn, concurrency, timeout_seconds)
+    else:
+        state = _distributed_map(function_arn, concurrency, timeout_seconds)
+    made = {
+        "Comment": f"Gradients of one peer's batches in one round ({mode}).",
+        "StartAt": "Gradients",
+        "States": {"Gradients": state},
+    }
+    size = len(render(made).encode())
+    if size > DEFINITION_LIMIT_BYTES:
+        raise ConfigError(
+            f"a {mode} state machine for {batches} batches has {size:,} bytes, but Step Functions takes "
+            f"{DEFINITION_LIMIT_BYTES:,}; use compute.state_machine = distributed_map"
+        )
+    return made
+
+
+def render(made: dict[str, Any]) -> str:
+    """A definition as compact JSON text, as Step Functions takes it."""
+    return json.dumps(made, separators=(",", ":"))
+
+
+def _check_count(mode: Mode, batches: int) -> None:
+    if batches < 1:
+        raise ConfigError(f"a round needs at least one batch, not {batches}")
+    if batches > LIMITS[mode]:
+        larger = "" if mode is Mode.DISTRIBUTED_MAP else ", or compute.state_machine = distributed_map"
+        raise ConfigError(
+            f"a {mode} state machine takes at most {LIMITS[mode]:,} batches a round, not {batches:,}; "
+            f"use a larger batch_size, fewer batches_per_round{larger}"
+        )
+
+
+def _task(function_arn: str, batch: str, timeout_seconds: int) -> dict[str, Any]:
+    """One invocation. `batch` is the JSONPath of the batch's description in the state's input."""
+    return {
+        "Type": "Task",
+        "Resource": "arn:aws:states:::lambda:invoke",
+        "Parameters": {
+            "FunctionName": function_arn,
+            "Payload": {"common.$": "$.common", "batch.$": batch, "retries.$": "$$.State.RetryCount"},
+        },
+        "TimeoutSeconds": QUEUE_SECONDS + timeout_seconds,
+        "Retry": rules(),
+        # The peer reads gradients from S3 by key; of the answer only the retries are kept, to count invocations.
+        "ResultSelector": {"retries.$": "$.Payload.retries"},
+        "OutputPath": "$.retries",
+        "End": True,
+    }
+
+
+def _results() -> dict[str, Any]:
+    """How a map or parallel state ends: an array with one number per batch."""
+    return {"ResultSelector": {"retries.$": "$"}, "End": True}
+
+
+def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int) -> dict[str, Any]:
+    return {
+        "Type": "Map",
+        "ItemsPath": "$.batches",
+        "MaxConcurrency": min(concurrency or INLINE_CONCURRENCY, INLINE_CONCURRENCY),
+        "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
+        "ItemProcessor": {
+            "ProcessorConfig": {"Mode": "INLINE"},
+            "StartAt": "Gradient",
+            "States": {"Gradient": _task(function_arn, "$.batch", timeout_seconds)},
+        },
+        **_results(),
+    }
+
+
+def _distributed_map(function_arn: str, concurrency: int, timeout_seconds: int) -> dict[str, Any]:
+    return {
+        "Type": "Map",
+        "ItemReader": {
+            "Resource": "arn:aws:states:::s3:getObject",
+            "ReaderConfig": {"InputType": "JSON"},
+            "Parameters": {"Bucket.$": "$.items.bucket", "Key.$": "$.items.key"},
+        },
+        **({"MaxConcurrency": concurrency} if concurrency else {}),
+        "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
+        "ItemProcessor": {
+            "ProcessorConfig": {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"},
+            "StartAt": "Gradient",
+            "States": {"Gradient": _task(function_arn, "$.batch", timeout_seconds)},
+        },
+        **_results(),
+    }
+
+
+def _parallel(function_arn: str, batches: int, timeout_seconds: int) -> dict[str, Any]:
+    return {
+        "Type": "Parallel",
+        "Branches": [
+            {
+                "StartAt": f"Gradient {index}",
+                "States": {f"Gradient {index}": _task(function_arn, f"$.batches[{index}]", timeout_seconds)},
+            }
+            for index in range(batches)
+        ],
+        **_results(),
+    }
