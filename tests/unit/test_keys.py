@@ -1,0 +1,88 @@
+"""Places and names: all different, in order, and safe."""
+
+from __future__ import annotations
+
+import pytest
+
+from contract.errors import CorruptObject
+from contract.keys import Place, Places, inbox, peer_exchange, spec_place
+
+PLACES = Places(run="mnist-1", run_bucket="runs", peer_buckets=("p0", "p1"), region="us-east-1", account="123456789012")
+
+
+def test_every_place_of_a_run_is_a_different_object() -> None:
+    made = [
+        PLACES.spec(),
+        PLACES.stop(),
+        PLACES.validation(),
+        PLACES.weights("a" * 64),
+        PLACES.weights("b" * 64),
+        *(PLACES.commit(round) for round in range(3)),
+        *(PLACES.result(round) for round in range(3)),
+        *(maker(rank) for rank in range(2) for maker in (PLACES.member, PLACES.report, PLACES.manifest)),
+        *(PLACES.contribution(t, r, i) for t in range(3) for r in range(2) for i in range(2)),
+        *(PLACES.items(r, t, i) for t in range(3) for r in range(2) for i in range(2)),
+        *(PLACES.gradient(r, t, i, b) for t in range(2) for r in range(2) for i in range(2) for b in range(3)),
+        *(PLACES.batch(r, b) for r in range(2) for b in range(3)),
+    ]
+    assert len(set(made)) == len(made)
+    assert len({place.key for place in made}) == len(made), "two peers may share one bucket"
+    assert all(place.key.startswith("runs/mnist-1/") for place in made)
+    assert all(place.owner == "123456789012" for place in made)
+
+
+def test_batches_and_gradients_lie_in_the_peers_bucket_and_the_rest_in_the_runs() -> None:
+    in_peer = [PLACES.manifest(1), PLACES.batch(1, 0), PLACES.items(1, 0, 0), PLACES.gradient(1, 0, 0, 0)]
+    in_run = [PLACES.member(1), PLACES.contribution(0, 1, 0), PLACES.report(1), PLACES.commit(0), PLACES.validation()]
+    assert {place.bucket for place in in_peer} == {"p1"}
+    assert {place.bucket for place in in_run} == {"runs"}
+
+
+def test_listings_come_in_numerical_order() -> None:
+    rounds = [0, 9, 10, 99, 100, 999_999]
+    assert sorted(PLACES.commit(round).key for round in rounds) == [PLACES.commit(round).key for round in rounds]
+    ranks = [0, 9, 10, 999]
+    assert sorted(PLACES.member(rank).key for rank in ranks) == [PLACES.member(rank).key for rank in ranks]
+
+
+def test_the_configuration_is_found_before_the_table_is_known() -> None:
+    assert spec_place("mnist-1", "runs", "123456789012") == PLACES.spec()
+
+
+def test_queue_names() -> None:
+    assert peer_exchange("mnist-1", 3) == "peerless.mnist-1.peer.3"
+    assert inbox("mnist-1", 3) == "peerless.mnist-1.inbox.3"
+
+
+@pytest.mark.parametrize("run", ["", "a/b", "../x", "a.b", "a b", "-a", "a*", "a#", "x" * 64, "a\n"])
+def test_a_run_name_that_would_change_a_key_is_refused(run: str) -> None:
+    with pytest.raises(ValueError, match="run name"):
+        Places(run=run, run_bucket="b", peer_buckets=(), region="r")
+    with pytest.raises(ValueError, match="run name"):
+        spec_place(run, "b")
+    with pytest.raises(ValueError, match="run name"):
+        inbox(run, 0)
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_without_a_bucket_is_refused(rank: int) -> None:
+    with pytest.raises(ValueError, match="has no bucket"):
+        PLACES.manifest(rank)
+
+
+def test_negative_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="start at 0"):
+        PLACES.commit(-1)
+
+
+def test_json_round_trip() -> None:
+    assert Places.from_dict(PLACES.to_dict()) == PLACES
+    damaged = PLACES.to_dict() | {"peer_buckets": "p0"}
+    with pytest.raises(CorruptObject, match=r"places\.peer_buckets is str"):
+        Places.from_dict(damaged)
+    with pytest.raises(CorruptObject, match="run name"):
+        Places.from_dict(PLACES.to_dict() | {"run": "../other"})
+
+
+def test_a_place_reads_as_a_url() -> None:
+    assert str(Place("bucket", "a/b")) == "s3://bucket/a/b"
