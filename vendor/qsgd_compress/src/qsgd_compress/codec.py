@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar, get_args
 
@@ -33,6 +34,8 @@ from .kernels import CHUNK_VALUES, F32, Body, Decoder, Encoder
 Blob: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
 
+SMALLEST_SHARE = 1 << 15  # values a thread; below it starting the thread costs more than it saves
+
 
 def backend() -> str:
     """Which form does the arithmetic: "numpy". A native form must give the same bytes."""
@@ -59,6 +62,7 @@ def encode(
     Raises NonFiniteGradient with the index of the first NaN or infinity; TypeError or ValueError for a wrong argument.
     """
     x = _vector(x, "x")
+    bits, bucket_size, seed = operator.index(bits), operator.index(bucket_size), operator.index(seed)
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, not {bits}")
     if not SMALLEST_BUCKET <= bucket_size <= LARGEST_BUCKET or bucket_size & (bucket_size - 1):
@@ -73,7 +77,6 @@ def encode(
         raise ValueError(f"seed must be from 0 to 2**64 - 1, not {seed}")
     if x.size > LARGEST_SIZE:
         raise ValueError(f"a frame holds at most {LARGEST_SIZE} values")
-    seed, bits, bucket_size = int(seed), int(bits), int(bucket_size)
     geometry = Geometry(x.size, bits, bucket_size)
     codes_at = HEADER_BYTES + geometry.scales_bytes
     frame = np.empty(codes_at + geometry.codes_bytes, np.uint8)
@@ -83,7 +86,7 @@ def encode(
     def quantise(first: int, last: int) -> None:
         Encoder(geometry, norm, seed).run(x, first, last, scale, words_gl)
 
-    _split(geometry.buckets, threads, quantise)
+    _split(geometry.buckets, bucket_size, threads, quantise)
     body = frame[HEADER_BYTES:].tobytes() if entropy is None else _with_zstd(frame[HEADER_BYTES:], geometry, threads)
     info = FrameInfo(
         version=VERSION,
@@ -122,7 +125,7 @@ def decode(
         for start, stop in _chunks(first, last, body.geometry.bucket_size, target.size):
             decoder.write(body, start, target[start:stop])
 
-    _split(body.geometry.buckets, threads, write)
+    _split(body.geometry.buckets, body.geometry.bucket_size, threads, write)
     return target
 
 
@@ -159,7 +162,7 @@ def accumulate_many(
             for body, factor in zip(bodies, factors, strict=True):
                 decoder.add(body, factor, start, acc[start:stop])
 
-    _split(-(-acc.size // unit), threads, add)
+    _split(-(-acc.size // unit), unit, threads, add)
 
 
 def inspect(blob: Blob) -> FrameInfo:
@@ -189,7 +192,7 @@ def _open(blob: Blob, expected_size: int) -> Body:
 
 def _with_zstd(body: NDArray[np.uint8], geometry: Geometry, threads: int) -> bytes:
     blocks = -(-geometry.codes_bytes // ZSTD_BLOCK_BYTES)
-    compressed = _split(blocks, threads, zstd.compress(body[geometry.scales_bytes :].data))
+    compressed = _split(blocks, ZSTD_BLOCK_BYTES, threads, zstd.compress(body[geometry.scales_bytes :].data))
     return b"".join([body[: geometry.scales_bytes].tobytes(), *(block for part in compressed for block in part)])
 
 
@@ -210,11 +213,12 @@ def _chunks(first: int, last: int, unit: int, size: int) -> list[tuple[int, int]
     return [(start, min(start + step, end)) for start in range(first * unit, end, step)]
 
 
-def _split(count: int, threads: int, work: Callable[[int, int], T]) -> list[T]:
-    """work(first, last) over [0, count) in as many ranges as threads; the earliest range's error is the one raised."""
+def _split(count: int, unit: int, threads: int, work: Callable[[int, int], T]) -> list[T]:
+    """work(first, last) over `count` units in at most `threads` ranges; the earliest range's error is raised."""
+    threads = operator.index(threads)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    parts = min(threads, count)
+    parts = min(threads, count, -(-count * unit // SMALLEST_SHARE))
     if parts <= 1:
         return [work(0, count)] if count else []
     from concurrent.futures import ThreadPoolExecutor  # imported here: most callers never need it

@@ -96,7 +96,7 @@ class Encoder:
         self._spare_np: U32 = np.empty((self._chunk, b // 2), np.uint32)
 
     def run(self, x: F32, first: int, last: int, scale: F32, words_gl: U32) -> None:
-        """Buckets [first, last) of `x` (size,) into the whole frame's `scale` (buckets,) and `words_gl` (groups, 16)."""
+        """Buckets [first, last) of `x` (size,) into a frame's `scale` (buckets,) and `words_gl` (groups, 16)."""
         geometry = self._geometry
         b = geometry.bucket_size
         groups_per_bucket = b // geometry.group_size
@@ -108,7 +108,8 @@ class Encoder:
                 padded[: values.size] = values
                 values = padded
             groups = words_gl[start * groups_per_bucket : stop * groups_per_bucket]
-            self._chunk_of(values.reshape(stop - start, b), start, scale[start:stop], groups)
+            with np.errstate(under="ignore"):  # whatever the caller has set: a tiny product is a zero here
+                self._chunk_of(values.reshape(stop - start, b), start, scale[start:stop], groups)
 
     def _chunk_of(self, x_nb: F32, start: int, scale_n: F32, words_gl: U32) -> None:
         geometry = self._geometry
@@ -200,7 +201,8 @@ class Decoder:
 
     def write(self, body: Body, start: int, out_v: F32) -> None:
         """Values [start, start + out_v.size) of the frame into `out_v`; `start` is the first of a bucket."""
-        out_v[:] = self._values(body, start, out_v.size, _scales_of(body, start, out_v.size))
+        with np.errstate(under="ignore"):
+            out_v[:] = self._values(body, start, out_v.size, _scales_of(body, start, out_v.size))
 
     def add(self, body: Body, weight: float, start: int, acc_v: F32) -> None:
         """acc_v += weight * values, with the product weight * scale rounded to float32 once for each bucket."""
