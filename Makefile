@@ -2,7 +2,7 @@
 # TORCH_INDEX=URL   index to install torch from (PyTorch's CPU index spares gigabytes of CUDA packages)
 # PYTHON=python3.12 interpreter for the virtual environment (3.11 or newer)
 
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin

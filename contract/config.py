@@ -6,6 +6,7 @@ keyword arguments, and goes back to TOML complete, so that a run can be repeated
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -230,9 +231,15 @@ def from_toml(path: Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: the configuration cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return with_overrides(values, overrides, str(path))
+
+
+def with_overrides(values: Mapping[str, Any], overrides: typing.Sequence[str], where: str) -> RunConfig:
+    """Validate `values` after applying `key=value` overrides to a copy. Raises ConfigError."""
+    changed = copy.deepcopy(dict(values))
     for override in overrides:
-        _override(values, override)
-    return from_mapping(values, str(path))
+        _override(changed, override)
+    return from_mapping(changed, f"{where} with --set" if overrides else where)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -1,0 +1,31 @@
+"""Command line of the benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+#: Name of a benchmark -> what it measures. Each is a module here with `run() -> list[Figure]`.
+BENCHMARKS = {
+    "round": "seconds per round by stage, and a round against bare torch doing the same batches on the same cores",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """List the benchmarks, or run one and print its JSON line."""
+    from benchmarks.reporting import line
+
+    if not arguments:
+        for name, what in BENCHMARKS.items():
+            print(f"{name:12} {what}")
+        return 0
+    name = arguments[0]
+    if name not in BENCHMARKS or len(arguments) > 1:
+        print(f"benchmarks: {' '.join(arguments)}: there is {', '.join(BENCHMARKS)}; name one of them", file=sys.stderr)
+        return 2
+    print(line(name, importlib.import_module(f"benchmarks.{name}").run()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

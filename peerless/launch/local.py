@@ -1,0 +1,293 @@
+"""A whole run on this machine: local AWS, RabbitMQ, Lambda workers and one process per peer; then the result.
+
+The order matters for what a user meets: mistakes are found before anything is started, and everything that was started
+is stopped on every way out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from infra.local.cloud import LocalCloud
+
+from contract import models, tensors
+from contract.clock import Clock, SystemClock
+from contract.config import RunConfig
+from contract.errors import ConfigError, ModelError, RunFailed
+from contract.modelspec import ModelSpec
+from contract.runspec import RunSpec, rounds_per_epoch
+from contract.store import S3Store
+from infra.local.processes import Child
+from peerless import data
+from peerless.launch import result, shipping
+from peerless.launch.follow import END_SECONDS, follow
+from peerless.launch.resources import LocalResources, places_for
+from peerless.launch.run_folder import RunFolder, new_run_id
+from peerless.report.progress import Observer
+from statemachines import choose_mode
+
+REGION = "us-east-1"
+#: Where `peerless local up` keeps its state, relative to the working directory.
+LOCAL_FOLDER = Path(".peerless/local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run left."""
+
+    run: str
+    folder: RunFolder
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is to be trained: the model with its initial weights, and the data divided among the peers."""
+
+    prepared: data.Prepared
+    spec: ModelSpec
+    layout: tensors.Layout
+    model: torch.nn.Module
+
+    @classmethod
+    def of(cls, config: RunConfig, log: Callable[[str], None], dataset: data.Dataset | None = None) -> Workload:
+        """Read the data (`dataset` instead, if given) and build the model. Raises DataError, ModelError."""
+        prepared = data.prepare(config, data.load(config.data, log=log) if dataset is None else dataset)
+        spec = ModelSpec(
+            name=config.model,
+            classes=prepared.classes,
+            channels=prepared.channels,
+            image_size=prepared.image_size,
+            options=config.model_options,
+        )
+        model = models.initial_weights(spec, config.seed)
+        layout = tensors.Layout.of(model)
+        if config.init_from:
+            try:
+                blob = Path(config.init_from).read_bytes()
+            except OSError as error:
+                raise ModelError(f"init_from: {config.init_from} cannot be read ({error.strerror})") from error
+            tensors.load(model, layout, *tensors.from_safetensors(layout, blob))
+        return cls(prepared=prepared, spec=spec, layout=layout, model=model)
+
+
+def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
+    """Replace `compute.state_machine = auto` by the form that fits, for peers to know. Raises ConfigError."""
+    if config.compute.service == "local":
+        return config
+    size = config.batches_per_round
+    mode = choose_mode(config.compute.state_machine, min(max(batches), size) if size else max(batches))
+    if mode == "parallel" and size and any(count % size for count in batches):
+        raise ConfigError(
+            f"compute.state_machine = parallel has a fixed number of branches, but partitions of {list(batches)} batches "
+            f"are no multiples of batches_per_round = {size}; use batches_per_round = 0 or inline_map"
+        )
+    compute = config.compute.model_copy(update={"state_machine": mode.value})
+    return config.model_copy(update={"compute": compute})
+
+
+def train_local(
+    config: RunConfig,
+    observer: Observer,
+    *,
+    runs_dir: Path = Path("runs"),
+    run_dir: Path | None = None,
+    dataset: data.Dataset | None = None,
+    clock: Clock | None = None,
+) -> Outcome:
+    """Run `config` (its paths absolute) on this machine.
+
+    `run_dir` is the folder of this run, by default `runs_dir/<run-id>`. Ctrl-C and SIGTERM end training in order, and
+    the outcome is still complete. Raises UserError before anything is started, and RunFailed when a peer failed.
+    """
+    clock = clock or SystemClock()
+    started = clock.monotonic()
+    run = new_run_id(config.name, clock)
+    target = run_dir or runs_dir / run
+    RunFolder.check(target)
+    with ExitStack() as stack:
+        stack.enter_context(_terminate_like_interrupt())
+        shipping.check(config.code)
+        stack.enter_context(shipping.importable(config.code))
+        observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
+        work = Workload.of(config, observer.note, dataset)
+        resolved = resolve_mode(config, work.prepared.batch_counts)
+        folder = RunFolder.create(target)
+        code, digest = shipping.bundle(config.code, folder.code)
+        kept = config.model_copy(update={"code": code})
+        if dataset is not None:  # what was passed from Python is kept, so that the run can be repeated from its folder
+            folder.write(folder.dataset, data.to_npz(dataset))
+            own = config.data.model_copy(update={"source": "npz", "path": str(folder.dataset.resolve())})
+            kept = kept.model_copy(update={"data": own})
+        folder.write(folder.config, kept.to_toml().encode())
+        cloud = _cloud(stack, folder, observer)
+        session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
+        stack.callback(session.remove)
+        session.provide()
+        error = session.train(stack)
+        summary = session.finish(started, error)
+    if error is not None:
+        raise RunFailed(f"{error} (logs: {folder.logs})")
+    return Outcome(run=run, folder=folder, summary=summary)
+
+
+class _Session:
+    """One run from its buckets to its summary, on a cloud that is up."""
+
+    def __init__(
+        self,
+        run: str,
+        config: RunConfig,
+        folder: RunFolder,
+        observer: Observer,
+        cloud: LocalCloud,
+        clock: Clock,
+        work: Workload,
+        code_digest: str,
+    ) -> None:
+        self._run, self._config, self._folder, self._observer = run, config, folder, observer
+        self._cloud, self._clock, self._work, self._digest = cloud, clock, work, code_digest
+        self._places = places_for(run, config.peers, REGION)
+        self._store = S3Store(region=REGION, endpoint_url=cloud.endpoint_url, clock=clock)
+        self._resources = LocalResources(cloud, self._places)
+        self._rounds = 0
+
+    def provide(self) -> None:
+        """Buckets, workers, state machines, data, initial weights and the run's specification."""
+        config, work = self._config, self._work
+        batches = work.prepared.batch_counts
+        self._observer.note(f"uploading {sum(batches)} batches of {config.peers} peers")
+        self._resources.create_buckets()
+        machines = ("",) * config.peers
+        if config.compute.service == "lambda":  # registered first: workers import torch while the data travel
+            machines = self._resources.create_workers(config, batches, self._environment(), self._workers())
+        uploaded = data.upload(work.prepared, self._store, self._places)
+        flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
+        sha256 = tensors.weights_hash(work.layout, flat, buffers)
+        blob = tensors.encode_weights(work.layout, flat, buffers, run=self._run, round=0, rank=0, incarnation=0)
+        self._store.create(self._places.weights(sha256), blob)
+        spec = RunSpec(
+            run=self._run,
+            config=config,
+            places=self._places,
+            model=work.spec,
+            samples=work.prepared.samples,
+            batches=batches,
+            rounds_per_epoch=rounds_per_epoch(batches, config.batches_per_round),
+            initial_weights=sha256,
+            validation=uploaded.validation,
+            state_machines=machines,
+            code_digest=self._digest,
+            created=self._clock.now(),
+        )
+        self._rounds = spec.rounds_limit
+        self._store.create(self._places.spec(), spec.to_json())
+
+    def train(self, stack: ExitStack) -> str | None:
+        """Start the peers and follow them to their end; returns what failed, or None."""
+        self._observer.training(self._config.peers, self._rounds)
+        children = [self._start_peer(stack, rank) for rank in range(self._config.peers)]
+        return follow(children, self._folder.events, self._observer, self._clock)
+
+    def finish(self, started: float, error: str | None) -> dict[str, Any]:
+        """Fetch and test the saved model, and write model.safetensors and summary.json."""
+        reports = result.read_reports(self._store, self._places, self._config.peers)
+        model = result.fetch_model(
+            self._store, self._places, self._work.spec, reports, self._config.loss, self._work.prepared.test_batches()
+        )
+        if model is not None:
+            self._folder.write(self._folder.model, model.safetensors)
+        summary = result.summarise(
+            run=self._run,
+            config=self._config,
+            reports=reports,
+            model=model,
+            counters=self._resources.counters(),
+            seconds_total=self._clock.monotonic() - started,
+            error=error,
+        )
+        self._folder.write_summary(summary)
+        return summary
+
+    def remove(self) -> None:
+        """Take the run's buckets and functions off a cloud that goes on."""
+        self._resources.remove()
+
+    def _start_peer(self, stack: ExitStack, rank: int) -> Child:
+        command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", self._run]
+        command += ["--run-bucket", self._places.run_bucket, "--events", str(self._folder.events)]
+        child = Child.start(
+            f"peer {rank}",
+            command,
+            env=self._environment(),
+            log_path=self._folder.logs / f"peer-{rank}.log",
+            grace_seconds=END_SECONDS,
+        )
+        stack.callback(child.kill)
+        return child
+
+    def _environment(self) -> dict[str, str]:
+        """Environment of peers and workers: where the servers are, the user's code, and as many threads as configured."""
+        threads = str(self._config.compute.threads)
+        environment = {
+            **os.environ,
+            **self._cloud.environment(),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+        if self._digest:
+            code = str(self._folder.code.resolve())
+            environment["PEERLESS_CODE_DIR"] = code
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
+        return environment
+
+    def _workers(self) -> int:
+        return (
+            self._config.compute.local_workers or len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else 2
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cloud(stack: ExitStack, folder: RunFolder, observer: Observer) -> LocalCloud:
+    """The cloud that `peerless local up` keeps running here, or one for this run alone."""
+    kept = LocalCloud.attach(LOCAL_FOLDER)
+    if kept is not None:
+        observer.note("using the servers of `peerless local up`")
+        return kept
+    observer.note("starting local AWS, RabbitMQ and the Lambda service")
+    return stack.enter_context(
+        LocalCloud.start(folder.logs, broker_url=os.environ.get("PEERLESS_BROKER_URL"), log=observer.note)
+    )
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does; only where this thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,131 @@
+"""From the peers' reports to the run's result: the saved model, its test accuracy, and summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from contract import models, tensors
+from contract.config import RunConfig
+from contract.errors import ObjectMissing
+from contract.keys import Places
+from contract.modelspec import ModelSpec
+from contract.objective import evaluate
+from contract.records import PeerReport
+from contract.store import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """The model that a run hands over."""
+
+    sha256: str
+    """Hash of weights and buffers (invariant 1)."""
+    safetensors: bytes
+    test_loss: float
+    test_accuracy: float
+
+
+def read_reports(store: ObjectStore, places: Places, peers: int) -> tuple[PeerReport, ...]:
+    """The reports of the peers that wrote one, in rank order."""
+    found = (store.find(places.report(rank)) for rank in range(peers))
+    return tuple(PeerReport.from_json(item[0]) for item in found if item is not None)
+
+
+def fetch_model(
+    store: ObjectStore,
+    places: Places,
+    spec: ModelSpec,
+    reports: Sequence[PeerReport],
+    loss: str,
+    test_batches: Iterable[tuple[Tensor, Tensor]],
+) -> SavedModel | None:
+    """Fetch the weights that the peers agreed to save, and test them. None when no peer got so far.
+
+    Raises WeightsMismatch or CorruptObject where the object is not what its name says.
+    """
+    sha256 = next((report.model_sha256 for report in reports if report.model_sha256), None)
+    if sha256 is None:
+        return None
+    model = models.build(spec)
+    layout = tensors.Layout.of(model)
+    try:
+        blob = store.get(places.weights(sha256))
+    except ObjectMissing:
+        return None
+    flat, buffers = tensors.decode_weights(layout, blob, sha256)
+    tensors.load(model, layout, flat, buffers)
+    tested = evaluate(model, loss, test_batches)
+    return SavedModel(
+        sha256=sha256,
+        safetensors=tensors.to_safetensors(layout, flat, buffers),
+        test_loss=tested.loss,
+        test_accuracy=tested.accuracy,
+    )
+
+
+def summarise(
+    *,
+    run: str,
+    config: RunConfig,
+    reports: Sequence[PeerReport],
+    model: SavedModel | None,
+    counters: dict[str, Any],
+    seconds_total: float,
+    error: str | None,
+) -> dict[str, Any]:
+    """The content of summary.json; every figure is measured, and null where nothing was."""
+    whole = [report for report in reports if report.error is None]
+    lost = sorted(set(range(config.peers)) - {report.rank for report in whole})
+    raw = sum(report.gradient_bytes_raw for report in reports)
+    encoded = sum(report.gradient_bytes_encoded for report in reports)
+    reasons = sorted({report.reason for report in whole if report.reason})
+    return {
+        "run_id": run,
+        "mode": config.mode,
+        "seed": config.seed,
+        "peers": config.peers,
+        "peers_lost": len(lost),
+        "lost_ranks": lost,
+        "rounds": max((report.rounds for report in whole), default=0),
+        "epochs": max((report.epochs for report in whole), default=0.0),
+        "reason": "failed" if error else (reasons[0] if reasons else "failed"),
+        "error": error,
+        "test_accuracy": model.test_accuracy if model else None,
+        "test_loss": model.test_loss if model else None,
+        "validation_loss": next((r.best_validation_loss for r in whole if r.best_validation_loss is not None), None),
+        "weights_sha256": {str(report.rank): report.weights_sha256 for report in whole},
+        "model_sha256": model.sha256 if model else None,
+        "seconds_total": round(seconds_total, 3),
+        "seconds_training": round(max((report.seconds_training for report in whole), default=0.0), 3),
+        "bytes_sent": {str(report.rank): report.bytes_sent for report in reports},
+        "bytes_received": {str(report.rank): report.bytes_received for report in reports},
+        "codec": config.exchange.codec,
+        "compression_ratio": round(raw / encoded, 4) if encoded else None,
+        "gradient_service": config.compute.service,
+        "lambda_invocations": sum(report.lambda_invocations for report in reports),
+        "state_machine_executions": sum(report.state_machine_executions for report in reports),
+        "lambda_service": counters,
+        "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
+        "stages": mean_stages(whole),
+    }
+
+
+def mean_stages(reports: Sequence[PeerReport]) -> dict[str, dict[str, float]]:
+    """Per stage of the paper's Table I: means over the peers of seconds, CPU percent and bytes; the peaks are the largest."""
+    stages: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(stage for report in reports for stage in report.stages):
+        rows = [report.stages[name] for report in reports if name in report.stages]
+        stages[name] = {
+            field: round(
+                max(row[field] for row in rows)
+                if field.startswith("peak")
+                else sum(row[field] for row in rows) / len(rows),
+                3,
+            )
+            for field in rows[0]
+        }
+    return stages

@@ -1,0 +1,71 @@
+"""The folder of one run: what a user keeps of it.
+
+config.toml         complete configuration; `peerless train config.toml --local` repeats the run
+events.jsonl        one JSON object a line, from all peers
+model.safetensors   the saved model
+summary.json        the figures of the run
+logs/               one log per process
+code/               the user's own code as it was shipped, if any
+dataset.npz         the data, where they were passed from Python
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contract.clock import Clock
+from contract.errors import ConfigError
+
+
+def new_run_id(name: str, clock: Clock) -> str:
+    """`<name>-<UTC time>-<four random hex digits>`: sorts by time, unique, and valid in bucket and queue names."""
+    moment = datetime.fromtimestamp(clock.now(), UTC)
+    return f"{name}-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+class RunFolder:
+    """Paths of one run and atomic writes into them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.events = path / "events.jsonl"
+        self.model = path / "model.safetensors"
+        self.summary = path / "summary.json"
+        self.logs = path / "logs"
+        self.code = path / "code"
+        self.dataset = path / "dataset.npz"
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise ConfigError unless a run may use this folder: it is absent or empty, so that no two runs mix."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path}: the run folder exists and is not empty; name another with --run-dir")
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make the folder. Raises ConfigError."""
+        cls.check(path)
+        try:
+            (path / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path}: the run folder cannot be created ({error.strerror})") from error
+        return cls(path)
+
+    def write(self, target: Path, content: bytes) -> None:
+        """Write a file so that it is either absent or whole."""
+        temporary = target.with_name(f".{target.name}.part")
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, indented for people."""
+        self.write(self.summary, (json.dumps(summary, indent=2) + "\n").encode())

@@ -1,0 +1,168 @@
+"""The user's own code on its way to peers and workers: `[code] include` becomes a folder, named by its digest.
+
+The folder is put on the import path of every peer and worker; on AWS it goes into their images. Nothing is pickled:
+what cannot be imported by name from shipped files cannot be shipped.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contract.code import code_digest
+from contract.config import CodeConfig, RunConfig
+from contract.errors import CodeError
+
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", ".ipynb_checkpoints")
+
+
+def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """Make the paths in a configuration absolute, relative ones being relative to `base` (the configuration's folder)."""
+
+    def absolute(path: str) -> str:
+        return str((base / Path(path).expanduser()).resolve()) if path else ""
+
+    data = config.data.model_copy(
+        update={"path": absolute(config.data.path), "test_path": absolute(config.data.test_path)}
+    )
+    code = config.code.model_copy(update={"include": tuple(absolute(item) for item in config.code.include)})
+    return config.model_copy(update={"data": data, "code": code, "init_from": absolute(config.init_from)})
+
+
+def check(code: CodeConfig) -> None:
+    """Raise CodeError for a file that is missing, two of one name, or a requirement that this environment lacks."""
+    names: set[str] = set()
+    for item in code.include:
+        if not Path(item).exists():
+            raise CodeError(f"code.include: {item} does not exist")
+        if Path(item).name in names:
+            raise CodeError(f"code.include: two items are named {Path(item).name}; their copies would collide")
+        names.add(Path(item).name)
+    check_requirements(code.requirements)
+
+
+@contextmanager
+def importable(code: CodeConfig) -> Iterator[None]:
+    """Put the included items on the import path for a while, as peers and workers will have them."""
+    folders = list(dict.fromkeys(str(Path(item).parent) for item in code.include))
+    before = list(sys.path)
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def bundle(code: CodeConfig, folder: Path) -> tuple[CodeConfig, str]:
+    """Copy the included files and folders into `folder`; return the section that names the copies, and the digest.
+
+    Without own code the digest is "" and no folder is made.
+    """
+    if not code.include:
+        return code, ""
+    folder.mkdir(parents=True)
+    copies = []
+    for item in code.include:
+        source, target = Path(item), folder.resolve() / Path(item).name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=_IGNORED)
+        else:
+            shutil.copyfile(source, target)
+        copies.append(str(target))
+    return code.model_copy(update={"include": tuple(copies)}), code_digest(folder)
+
+
+def check_requirements(requirements: tuple[str, ...]) -> None:
+    """Raise CodeError for a requirement that this environment lacks: peers and workers of a local run share it."""
+    for requirement in requirements:
+        name = re.split(r"[\s<>=!~;\[@]", requirement.strip(), maxsplit=1)[0]
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise CodeError(
+                f"code.requirements: {requirement} is not installed; run: {sys.executable} -m pip install '{requirement}'"
+            ) from error
+        exact = re.search(r"==\s*([^\s,;]+)", requirement)
+        if exact and exact[1] != installed and not installed.startswith(f"{exact[1]}+"):
+            raise CodeError(
+                f"code.requirements: {requirement} is asked for, but {installed} is installed; "
+                f"run: {sys.executable} -m pip install '{requirement}'"
+            )
+
+
+def import_name(builder: Callable[..., Any], folder: Path) -> tuple[str, Path | None]:
+    """Name a model class or function as `module:attribute`, with the file or package to ship (None: it is installed).
+
+    What a script or notebook defines itself is written to a module in `folder` first. Raises CodeError for what no
+    other process can import: lambdas and nested functions.
+    """
+    name = getattr(builder, "__qualname__", "")
+    if not name or "<" in name:
+        raise CodeError(
+            "model: peers import the model by name, so pass a class or a function of a module, not a lambda"
+        )
+    module = builder.__module__
+    if module == "__main__":
+        file = folder / "peerless_main.py"
+        file.write_text(definitions(_main_source()), encoding="utf-8")
+        return f"{file.stem}:{name}", file
+    try:
+        file = Path(inspect.getfile(builder)).resolve()
+    except (TypeError, OSError) as error:
+        raise CodeError(f"model: {module}.{name} has no source file; put it into a .py file") from error
+    if "site-packages" in file.parts or file.is_relative_to(Path(sys.base_prefix).resolve()):
+        return f"{module}:{name}", None
+    package = module.split(".")[0]
+    top = next(
+        (parent for parent in file.parents if parent.name == package and (parent / "__init__.py").exists()), file
+    )
+    return f"{module}:{name}", top
+
+
+def _main_source() -> list[str]:
+    """The source of the running script, or of the notebook's executed cells in order."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file and Path(file).exists():
+        return [Path(file).read_text(encoding="utf-8")]
+    shell = getattr(main, "get_ipython", None)
+    if shell is None:
+        raise CodeError("model: what is typed at a prompt has no source; put the model into a .py file and import it")
+    interpreter = shell()
+    return [interpreter.input_transformer_manager.transform_cell(cell) for cell in interpreter.user_ns["In"]]
+
+
+def definitions(sources: list[str]) -> str:
+    """Imports, functions, classes and constants of some sources as one module: what defines a model, and nothing that runs.
+
+    So a script needs no `__main__` guard, and a notebook's cells need no order of their own.
+    """
+    kept: list[ast.stmt] = []
+    for source in sources:
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            continue  # a cell that did not run either
+        for node in tree.body:
+            constant = isinstance(node, ast.Assign) and _is_literal(node.value)
+            if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
+                kept.append(node)
+    future = [node for node in kept if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    rest = [node for node in kept if node not in future]
+    return ast.unparse(ast.Module(body=[*future, *rest], type_ignores=[])) + "\n"
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True

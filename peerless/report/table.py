@@ -1,0 +1,75 @@
+"""The result of a run as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+STAGES = ("compute", "send", "receive", "update", "convergence")
+
+
+def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
+    """The figures of `summary.json` that a person asks for first, and seconds per stage as in the paper's Table I."""
+    head = Table(title=f"run {summary['run_id']}", show_header=False, title_justify="left")
+    head.add_column(style="bold")
+    head.add_column()
+    accuracy = summary["test_accuracy"]
+    hashes = set(summary["weights_sha256"].values())
+    same = "the same on all peers" if len(hashes) == 1 else f"{len(hashes)} different ones"
+    rows = {
+        "ended by": f"{summary['reason']}, after {summary['rounds']} rounds ({summary['epochs']:.2f} epochs)",
+        "peers": f"{summary['peers']} ({summary['mode']}), {summary['peers_lost']} lost",
+        "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
+        "final weights": f"{next(iter(sorted(hashes)))[:16]}… ({same})" if hashes else "none",
+        "gradients": f"{summary['gradient_service']}, {summary['lambda_invocations']} invocations, "
+        f"{summary['state_machine_executions']} executions",
+        "compression": f"{summary['compression_ratio']:.2f}x on the wire"
+        if summary["compression_ratio"]
+        else "nothing sent",
+        "time": f"{summary['seconds_training']:.1f} s of training, {summary['seconds_total']:.1f} s in all",
+        "kept in": folder,
+    }
+    for name, value in rows.items():
+        head.add_row(name, value)
+    return Group(head, _stages(summary["stages"])) if summary["stages"] else head
+
+
+def _stages(stages: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(title="per stage, mean over the peers", title_justify="left")
+    table.add_column("stage")
+    for name in ("seconds", "CPU %", "peak Python MB", "peak RSS MB", "MB in", "MB out"):
+        table.add_column(name, justify="right")
+    for stage in STAGES:
+        if stage in stages:
+            row = stages[stage]
+            cells = [f"{row['seconds']:.2f}", f"{row['cpu_percent']:.0f}"]
+            cells += [f"{row[name] / 1e6:.1f}" for name in ("peak_bytes", "peak_rss_bytes", "bytes_in", "bytes_out")]
+            table.add_row(Text(stage), *cells)
+    return table
+
+
+def preview_table(plan: Mapping[str, Any]) -> RenderableType:
+    """What `peerless prepare` found out: the workload, and who holds which part of the data."""
+    head = Table(title="the run", show_header=False, title_justify="left")
+    head.add_column(style="bold")
+    head.add_column()
+    head.add_row("data", f"{plan['data']} ({plan['provenance']})")
+    head.add_row("kept apart", f"{plan['validation_samples']:,} for validation, {plan['test_samples']:,} for the test")
+    head.add_row("model", f"{plan['model']}, {plan['parameters']:,} parameters, {plan['classes']} classes")
+    head.add_row(
+        "a contribution", f"{plan['frame_bytes'] / 1e6:.3f} MB instead of {plan['weights_bytes'] / 1e6:.3f} MB"
+    )
+    head.add_row("rounds", f"{plan['rounds_per_epoch']} per epoch, at most {plan['rounds_limit']}")
+    head.add_row("state machine", plan["state_machine"] or "none: gradients in the peers' own processes")
+    peers = Table(title="partitions", title_justify="left")
+    for name in ("peer", "samples", "batches"):
+        peers.add_column(name, justify="right")
+    peers.add_column("samples per label")
+    for peer in plan["peers"]:
+        labels = " ".join(str(count) for count in peer["labels"][:20]) + (" …" if len(peer["labels"]) > 20 else "")
+        peers.add_row(str(peer["rank"]), f"{peer['samples']:,}", str(peer["batches"]), labels)
+    return Group(head, peers)
