@@ -1,0 +1,10 @@
+"""Data, from a source to every peer's bucket: `load`, `prepare`, `upload`. Importing reads and fetches nothing."""
+
+from peerless.data.dataset import Dataset
+from peerless.data.npz import to_npz
+from peerless.data.prepared import Prepared, prepare
+from peerless.data.sources import load
+from peerless.data.torch_dataset import from_torch_dataset
+from peerless.data.upload import UploadResult, upload
+
+__all__ = ["Dataset", "Prepared", "UploadResult", "from_torch_dataset", "load", "prepare", "to_npz", "upload"]
