@@ -1,4 +1,4 @@
-"""The one form in which every benchmark reports: named figures with their unit, direction, and an issue's `must` and `aim`."""
+"""The one form in which every benchmark reports: named figures with unit, direction, `must` and `aim`."""
 
 from __future__ import annotations
 

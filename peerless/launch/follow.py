@@ -11,7 +11,7 @@ from contract.clock import Clock
 from infra.local.processes import Child
 from peerless.report.progress import Observer
 
-#: Once a peer has failed, or after Ctrl-C, the others are asked to end together; whoever has not after so long is killed.
+#: Once a peer has failed, or after Ctrl-C, the others are asked to end together; whoever has not by then is killed.
 END_SECONDS = 45.0
 _POLL_SECONDS = 0.1
 

@@ -89,8 +89,8 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     mode = choose_mode(config.compute.state_machine, min(max(batches), size) if size else max(batches))
     if mode == "parallel" and size and any(count % size for count in batches):
         raise ConfigError(
-            f"compute.state_machine = parallel has a fixed number of branches, but partitions of {list(batches)} batches "
-            f"are no multiples of batches_per_round = {size}; use batches_per_round = 0 or inline_map"
+            "compute.state_machine = parallel has a fixed number of branches, but partitions of "
+            f"{list(batches)} batches are no multiples of batches_per_round = {size}; use batches_per_round = 0 or inline_map"
         )
     compute = config.compute.model_copy(update={"state_machine": mode.value})
     return config.model_copy(update={"compute": compute})
@@ -237,7 +237,7 @@ class _Session:
         return child
 
     def _environment(self) -> dict[str, str]:
-        """Environment of peers and workers: where the servers are, the user's code, and as many threads as configured."""
+        """Environment of peers and workers: where the servers are, the user's code, the configured threads."""
         threads = str(self._config.compute.threads)
         environment = {
             **os.environ,

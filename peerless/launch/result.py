@@ -115,7 +115,7 @@ def summarise(
 
 
 def mean_stages(reports: Sequence[PeerReport]) -> dict[str, dict[str, float]]:
-    """Per stage of the paper's Table I: means over the peers of seconds, CPU percent and bytes; the peaks are the largest."""
+    """Per stage of the paper's Table I: means over the peers of seconds, CPU percent, bytes; of peaks the largest."""
     stages: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(stage for report in reports for stage in report.stages):
         rows = [report.stages[name] for report in reports if name in report.stages]

@@ -25,7 +25,7 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", ".ipy
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
-    """Make the paths in a configuration absolute, relative ones being relative to `base` (the configuration's folder)."""
+    """Make the paths in a configuration absolute; relative ones start from `base`, the configuration's folder."""
 
     def absolute(path: str) -> str:
         return str((base / Path(path).expanduser()).resolve()) if path else ""
@@ -88,7 +88,7 @@ def check_requirements(requirements: tuple[str, ...]) -> None:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError as error:
             raise CodeError(
-                f"code.requirements: {requirement} is not installed; run: {sys.executable} -m pip install '{requirement}'"
+                f"code.requirements: {requirement} is missing; run: {sys.executable} -m pip install '{requirement}'"
             ) from error
         exact = re.search(r"==\s*([^\s,;]+)", requirement)
         if exact and exact[1] != installed and not installed.startswith(f"{exact[1]}+"):
@@ -141,7 +141,7 @@ def _main_source() -> list[str]:
 
 
 def definitions(sources: list[str]) -> str:
-    """Imports, functions, classes and constants of some sources as one module: what defines a model, and nothing that runs.
+    """Imports, functions, classes and constants of some sources as one module: what defines a model, nothing that runs.
 
     So a script needs no `__main__` guard, and a notebook's cells need no order of their own.
     """
