@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contract.errors import ModelError, NonFiniteGradient
-from contract.objective import forward
-from contract.tensors import Buffers, Layout, flat_gradient, load, read_buffers
+from contract.objective import forward, refusal
+from contract.tensors import Buffers, Layout, flat_gradient, load, not_finite, read_buffers
+
+ADVICE = "a smaller optimizer.lr or standardised data may help"
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,19 @@ def batch_gradient(
                 raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {float(loss)}; {ADVICE}")
             if not loss.requires_grad:
                 raise ModelError("the loss depends on no parameter that can be trained")
-            loss.backward()  # type: ignore[no-untyped-call]
+            _backward(loss, x, y)
         gradient = flat_gradient(model, layout)
     finally:
         model.zero_grad(set_to_none=True)
-    _check_finite(layout, gradient)
+    if (name := not_finite(layout, gradient)) is not None:
+        raise NonFiniteGradient(f"the gradient of {name} holds NaN or infinity; {ADVICE}")
     return BatchGradient(gradient, read_buffers(model, layout), samples, float(loss))
 
 
-ADVICE = "a smaller optimizer.lr or standardised data may help"
-
-
-def _check_finite(layout: Layout, gradient: NDArray[np.float32]) -> None:
-    # A sum needs no memory, and in float64 finite float32 values cannot overflow; NaN and infinity always show in it.
-    with np.errstate(invalid="ignore"):
-        if np.isfinite(gradient.sum(dtype=np.float64)):
-            return
-    for entry, view in layout.views(gradient):
-        if not np.isfinite(view).all():
-            raise NonFiniteGradient(f"the gradient of {entry.name} holds NaN or infinity; {ADVICE}")
+def _backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except MemoryError:
+        raise
+    except Exception as error:  # an autograd function of the user's may raise anything
+        raise refusal(error, x, y) from error

@@ -58,11 +58,11 @@ def forward(model: nn.Module, loss_name: str, x: Tensor, y: Tensor) -> tuple[Ten
     except (PeerlessError, MemoryError):
         raise
     except Exception as error:  # the user's code may raise anything; it is told, never swallowed
-        raise _refusal(error, x, y) from error
+        raise refusal(error, x, y) from error
 
 
-def _refusal(error: Exception, x: Tensor, y: Tensor) -> Exception:
-    """What to raise for an exception of the model's own."""
+def refusal(error: Exception, x: Tensor, y: Tensor) -> Exception:
+    """What to raise for what torch or the model raised on a batch: ModelError or MemoryError."""
     text = str(error).strip().partition("\n")[0]
     if "DefaultCPUAllocator" in text:  # torch reports memory on CPUs as a plain RuntimeError
         return MemoryError(text)

@@ -28,7 +28,7 @@ from torch import nn
 
 from contract import wire
 from contract.codec import codec
-from contract.errors import CorruptObject, ModelError, WeightsMismatch
+from contract.errors import CorruptObject, ModelError, NonFiniteGradient, WeightsMismatch
 
 #: Buffer values by name, in the order of the layout. Each has its entry's shape and dtype.
 Buffers = dict[str, NDArray[Any]]
@@ -170,6 +170,15 @@ def load(model: nn.Module, layout: Layout, flat: NDArray[np.float32], buffers: B
         np.copyto(tensors[entry.name].detach().numpy(), buffers[entry.name])
 
 
+def not_finite(layout: Layout, flat: NDArray[np.float32]) -> str | None:
+    """The name of the first parameter for which `flat` (n,) holds NaN or infinity, or None."""
+    # A sum takes no memory, and finite float32 values cannot overflow it in float64; NaN and infinity always show.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(flat.sum(dtype=np.float64)):
+            return None
+    return next((entry.name for entry, view in layout.views(flat) if not np.isfinite(view).all()), None)
+
+
 def check_values(layout: Layout, flat: NDArray[np.float32] | None, buffers: Buffers) -> None:
     """Raise WeightsMismatch unless `flat` (where given) and `buffers` have the sizes and dtypes of the layout."""
     if flat is not None and (flat.shape != (layout.elements,) or flat.dtype != np.float32):
@@ -235,7 +244,12 @@ def encode_weights(
     rank: int,
     incarnation: int,
 ) -> bytes:
-    """The weights as a frame of kind WEIGHTS, codec none, whose `base_weights` is their own hash."""
+    """The weights as a frame of kind WEIGHTS, codec none, whose `base_weights` is their own hash.
+
+    Raises NonFiniteGradient for weights that training has driven to NaN or infinity.
+    """
+    if (name := not_finite(layout, flat)) is not None:
+        raise NonFiniteGradient(f"the weights of {name} hold NaN or infinity; a smaller optimizer.lr may help")
     payload = codec("none").encode(flat, 0)
     packed = pack_buffers(layout, buffers)
     header = wire.FrameHeader(
@@ -295,7 +309,8 @@ def from_safetensors(layout: Layout, blob: bytes) -> tuple[NDArray[np.float32], 
     """Read parameters (as a new flat vector (n,)) and buffers from a safetensors file.
 
     Floating-point values of another width are converted; a tied parameter may go by any of its names. Raises
-    ModelError that names the first tensor that is missing, has the wrong shape or kind, or is unknown to the model.
+    ModelError that names the first tensor that is missing, has the wrong shape or kind, isn't finite, or is unknown to
+    the model.
     """
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(blob)
@@ -307,6 +322,8 @@ def from_safetensors(layout: Layout, blob: bytes) -> tuple[NDArray[np.float32], 
         np.copyto(view, _stored_tensor(entry, tensors))
     buffers: Buffers = {entry.name: _stored_tensor(entry, tensors) for entry in layout.buffers}
     known = {name for entry in (*layout.parameters, *layout.buffers) for name in (entry.name, *entry.aliases)}
+    if (name := not_finite(layout, flat)) is not None:
+        raise ModelError(f"{name} of the initial weights holds NaN or infinity")
     if unknown := sorted(tensors.keys() - known):
         raise ModelError(f"the initial weights hold {unknown[0]}, which the model does not have")
     return flat, buffers
