@@ -142,6 +142,10 @@ class StoreContract:
         with pytest.raises(ObjectMissing, match="there is no bucket contract-no-such-bucket"):
             use(store)
 
+
+class StoreRaces:
+    """Several writers at once; for stores that are served to threads or processes (moto's is not made for that)."""
+
     def test_of_many_creators_one_wins(self, store: ObjectStore) -> None:
         answers = _at_once(8, lambda number: store.create(A, b"%d" % number))
         winners = [number for number, stored in enumerate(answers) if stored is not None]

@@ -10,10 +10,10 @@ from moto import mock_aws
 
 from contract.store import ObjectStore, S3Store
 from tests.fakes.store import MemoryStore
-from tests.fakes.store_contract import BUCKETS, StoreContract
+from tests.fakes.store_contract import BUCKETS, StoreContract, StoreRaces
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, StoreRaces):
     @pytest.fixture
     def store(self) -> ObjectStore:
         return MemoryStore(BUCKETS)
