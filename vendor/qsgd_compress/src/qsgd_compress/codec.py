@@ -87,8 +87,8 @@ def encode(
         Encoder(geometry, norm, seed).run(x, first, last, scale, words_gl)
 
     _split(geometry.buckets, bucket_size, threads, quantise)
-    body = frame[HEADER_BYTES:].tobytes() if entropy is None else _with_zstd(frame[HEADER_BYTES:], geometry, threads)
-    info = FrameInfo(
+    body = frame[HEADER_BYTES:].data if entropy is None else _with_zstd(frame[HEADER_BYTES:], geometry, threads)
+    header = FrameInfo(
         version=VERSION,
         norm=norm,
         bits=bits,
@@ -98,8 +98,11 @@ def encode(
         seed=seed,
         payload_bytes=len(body) - geometry.scales_bytes,
         body_crc32c=crc32c(body),
-    )
-    return info.pack() + body
+    ).pack()
+    if isinstance(body, bytes):
+        return header + body
+    frame[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
+    return frame.tobytes()
 
 
 def decode(

@@ -39,35 +39,23 @@ _KNOWN_FLAGS = _NORM_L2 | _CODER_MASK
 _CODERS: tuple[Entropy, ...] = (None, "zstd")
 
 
-@dataclass(frozen=True)
 class Geometry:
-    """Every length that follows from (size, bits, bucket_size); integers, in values or bytes as named."""
+    """Every length that follows from (size, bits, bucket_size); counts of values, or bytes where the name says so.
 
-    size: int
-    bits: int
-    bucket_size: int
+    A plain class, because each dataclass costs half a millisecond of import.
+    """
 
-    @property
-    def levels(self) -> int:
-        """Codes run from -levels to +levels: 7 at 4 bits, 127 at 8."""
-        return (1 << (self.bits - 1)) - 1
+    __slots__ = ("bits", "bucket_size", "buckets", "codes_bytes", "group_size", "levels", "scales_bytes", "size")
 
-    @property
-    def group_size(self) -> int:
-        """Values in one group of sixteen 32-bit words: 128 at 4 bits, 64 at 8."""
-        return LANES * (32 // self.bits)
-
-    @property
-    def buckets(self) -> int:
-        return -(-self.size // self.bucket_size)
-
-    @property
-    def scales_bytes(self) -> int:
-        return 4 * self.buckets
-
-    @property
-    def codes_bytes(self) -> int:
-        return GROUP_BYTES * -(-self.size // self.group_size)
+    def __init__(self, size: int, bits: int, bucket_size: int) -> None:
+        self.size = size
+        self.bits = bits
+        self.bucket_size = bucket_size
+        self.levels = (1 << (bits - 1)) - 1  # codes run from -levels to +levels: 7 at 4 bits, 127 at 8
+        self.group_size = LANES * (32 // bits)  # values in sixteen 32-bit words: 128 at 4 bits, 64 at 8
+        self.buckets = -(-size // bucket_size)
+        self.scales_bytes = 4 * self.buckets
+        self.codes_bytes = GROUP_BYTES * -(-size // self.group_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ range. Work runs in chunks of some 2**17 values, so that every intermediate stay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -148,13 +147,15 @@ def _pack(codes_gkl: U32, bits: int, words_gl: U32) -> None:
         np.bitwise_or(words_gl, row_gl, out=words_gl)
 
 
-@dataclass(frozen=True)
 class Body:
     """A frame's scales (buckets,) float32 and words (groups, 16) uint32, checked by `check` before any use."""
 
-    geometry: Geometry
-    scale: F32
-    words_gl: U32
+    __slots__ = ("geometry", "scale", "words_gl")
+
+    def __init__(self, geometry: Geometry, scale: F32, words_gl: U32) -> None:
+        self.geometry = geometry
+        self.scale = scale
+        self.words_gl = words_gl
 
     def check(self) -> None:
         """Raise CorruptFrame for a scale, a code or a padding that no encoder writes."""
