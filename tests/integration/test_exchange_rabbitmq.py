@@ -1,0 +1,262 @@
+"""The exchange over a real RabbitMQ: the contract, and what only a broker and a network can do wrong."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pika
+import pika.exceptions
+import pytest
+
+from contract import keys
+from contract.clock import SystemClock
+from contract.errors import BrokerUnavailable
+from peer_agent.exchange import RabbitMqExchange
+from peer_agent.exchange.inboxes import inboxes
+from peer_agent.ports import Exchange
+from tests.fakes.exchange_contract import ExchangeContract, receive
+from tests.fakes.tcp_proxy import TcpProxy
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> str:
+    """A name of its own for every test."""
+    return f"exchange-{next(_numbers)}-{abs(hash(request.node.nodeid)) % 10**8}"
+
+
+@pytest.fixture
+def opened() -> Iterator[list[RabbitMqExchange]]:
+    """Exchanges to retire at the end, so that a test leaves nothing on the broker."""
+    exchanges: list[RabbitMqExchange] = []
+    yield exchanges
+    for exchange in exchanges:
+        exchange.close(retire=True)
+
+
+@pytest.fixture
+def join(broker_url: str, run: str, opened: list[RabbitMqExchange]) -> Callable[[int, int], Exchange]:
+    def joined(rank: int, peers: int) -> RabbitMqExchange:
+        opened.append(RabbitMqExchange(broker_url, run=run, rank=rank, peers=peers, clock=SystemClock()))
+        return opened[-1]
+
+    return joined
+
+
+@pytest.fixture
+def broker(broker_url: str) -> Iterator[pika.BlockingConnection]:
+    """A connection of the test's own, to look at the broker from outside."""
+    connection = pika.BlockingConnection(pika.URLParameters(broker_url))
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[TcpProxy]:
+    parts = urlsplit(broker_url)
+    with TcpProxy((str(parts.hostname), parts.port or 5672)) as between:
+        yield between
+
+
+def through(proxy: TcpProxy, broker_url: str) -> str:
+    """The broker's URL, by way of the proxy."""
+    parts = urlsplit(broker_url)
+    credentials = parts.netloc.rpartition("@")[0]
+    return parts._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}").geturl()
+
+
+def exists(broker: pika.BlockingConnection, *, queue: str = "", exchange: str = "") -> bool:
+    channel = broker.channel()
+    try:
+        if queue:
+            channel.queue_declare(queue, passive=True)
+        else:
+            channel.exchange_declare(exchange, passive=True)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code == 404:
+            return False
+        raise
+    channel.close()
+    return True
+
+
+class TestRabbitMqExchange(ExchangeContract):
+    """The contract, over `join` above."""
+
+
+def test_messages_are_persistent_and_say_what_they_are(
+    join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
+) -> None:
+    join(0, 2).publish("frame", b"body")
+    _, properties, body = broker.channel().basic_get(keys.inbox(run, 1))
+    assert body == b"body"
+    assert (properties.delivery_mode, properties.type, properties.content_type) == (
+        2,
+        "frame",
+        "application/octet-stream",
+    )
+    assert properties.headers == {"run": run, "rank": 0}
+
+
+def test_foreign_messages_are_handed_over_without_a_sender(
+    join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
+) -> None:
+    receiver = join(1, 2)
+    broker.channel().basic_publish("", keys.inbox(run, 1), b"?", pika.BasicProperties(headers={"rank": "0"}))
+    (delivery,) = receive(receiver, 1)
+    assert (delivery.sender, delivery.kind, delivery.body) == (None, "", b"?")
+
+
+def test_queues_are_declared_with_every_limit(
+    join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
+) -> None:
+    join(0, 3)
+    for queue in inboxes(run, 0, 3).queues:
+        channel = broker.channel()
+        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))  # equal arguments: accepted
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="inequivalent"):
+            channel.queue_declare(queue.name, durable=True)
+
+
+def test_nothing_stays_behind(join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection) -> None:
+    peers = [join(rank, 3) for rank in range(3)]
+    peers[0].publish("commit", b"{}")
+    names = inboxes(run, 0, 3)
+    assert all(exists(broker, queue=queue.name) for queue in names.queues)
+    for peer in peers:
+        peer.close(retire=True)  # type: ignore[call-arg]
+    assert not any(exists(broker, queue=queue.name) for queue in names.queues)
+    assert not any(exists(broker, exchange=exchange) for exchange in names.exchanges)
+
+
+def test_a_peer_can_publish_after_all_others_have_retired(join: Callable[[int, int], Exchange]) -> None:
+    first, second = join(0, 2), join(1, 2)
+    second.close(retire=True)  # type: ignore[call-arg]
+    first.publish("result", b"late")
+    (delivery,) = receive(join(1, 2), 1)
+    assert delivery.body == b"late"
+
+
+def test_a_lost_connection_is_mended_and_nothing_is_lost(
+    broker_url: str, run: str, proxy: TcpProxy, join: Callable[[int, int], Exchange], opened: list[RabbitMqExchange]
+) -> None:
+    url = through(proxy, broker_url)
+    sender = RabbitMqExchange(url, run=run, rank=0, peers=2, clock=SystemClock())
+    opened.append(sender)
+    receiver = join(1, 2)
+    bodies = [str(number).encode() for number in range(30)]
+    for number, body in enumerate(bodies):
+        if number % 10 == 5:
+            proxy.cut()
+        sender.publish("commit", body)
+    received: list[bytes] = []
+    while not received or received[-1] != bodies[-1]:
+        received += [delivery.body for delivery in receiver.poll(20.0)]
+    # A confirmation that got lost makes a double, never a gap and never another order.
+    assert list(dict.fromkeys(received)) == bodies
+    assert proxy.accepted >= 4
+
+
+def test_a_message_under_way_while_the_connection_breaks_is_published_again(
+    broker_url: str, run: str, proxy: TcpProxy, join: Callable[[int, int], Exchange], opened: list[RabbitMqExchange]
+) -> None:
+    sender = RabbitMqExchange(through(proxy, broker_url), run=run, rank=0, peers=2, clock=SystemClock())
+    opened.append(sender)
+    receiver = join(1, 2)
+    proxy.cut(refuse=True)
+    waiting = threading.Thread(target=sender.publish, args=("frame", bytes(300_000)))
+    waiting.start()
+    proxy.restore()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert len(receive(receiver, 1)[0].body) == 300_000
+    assert (sender.counts.messages_sent, sender.counts.bytes_sent) == (1, 300_000)
+
+
+def test_unacknowledged_messages_come_again_after_a_lost_connection(
+    broker_url: str, run: str, proxy: TcpProxy, join: Callable[[int, int], Exchange], opened: list[RabbitMqExchange]
+) -> None:
+    receiver = RabbitMqExchange(through(proxy, broker_url), run=run, rank=1, peers=2, clock=SystemClock())
+    opened.append(receiver)
+    join(0, 2).publish("commit", b"{}")
+    (before,) = receive(receiver, 1)
+    proxy.cut()
+    (after,) = receive(receiver, 1)
+    receiver.acknowledge(before)  # of the lost connection: ignored, not a protocol error on the new one
+    receiver.acknowledge(after)
+    receiver.publish("commit", b"{}")
+    assert after.body == b"{}"
+
+
+def test_a_long_outage_is_reported_with_the_address_and_ends(
+    broker_url: str, run: str, proxy: TcpProxy, opened: list[RabbitMqExchange]
+) -> None:
+    url = through(proxy, broker_url)
+    exchange = RabbitMqExchange(url, run=run, rank=0, peers=2, clock=SystemClock(), patience_seconds=0.3)
+    opened.append(exchange)
+    proxy.cut(refuse=True)
+    with pytest.raises(
+        BrokerUnavailable, match=rf"RabbitMQ at 127\.0\.0\.1:{proxy.port} did not confirm a commit"
+    ) as e:
+        exchange.publish("commit", b"{}")
+    assert urlsplit(broker_url).password not in str(e.value)
+    with pytest.raises(BrokerUnavailable, match="cannot be reached within"):
+        exchange.poll(0.4)
+    proxy.restore()
+    published = False
+    while not published:  # each attempt waits for 0.3 s at most; pytest's time limit ends a broker that never comes
+        try:
+            exchange.publish("commit", b"{}")
+            published = True
+        except BrokerUnavailable:
+            continue
+
+
+def test_an_inbox_that_was_deleted_is_declared_again(
+    join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
+) -> None:
+    sender, receiver = join(0, 2), join(1, 2)
+    sender.publish("commit", b"before")
+    receive(receiver, 1)
+    broker.channel().queue_delete(keys.inbox(run, 1))  # takes the sender's auto-delete exchange with it
+    sender.publish("commit", b"after")
+    (delivery,) = receive(receiver, 1)
+    assert delivery.body == b"after"
+
+
+def test_other_arguments_on_the_broker_are_refused_in_one_sentence(
+    broker_url: str, run: str, broker: pika.BlockingConnection
+) -> None:
+    channel = broker.channel()
+    channel.queue_declare(keys.inbox(run, 0), durable=True)
+    with pytest.raises(BrokerUnavailable, match=r"it said 406 PRECONDITION_FAILED - inequivalent arg"):
+        RabbitMqExchange(broker_url, run=run, rank=0, peers=2, clock=SystemClock())
+    channel.queue_delete(keys.inbox(run, 0))
+    channel.exchange_delete(keys.peer_exchange(run, 0))
+    channel.exchange_delete(keys.peer_exchange(run, 1))
+
+
+def test_a_wrong_password_is_refused_at_once_and_not_quoted(broker_url: str, run: str) -> None:
+    parts = urlsplit(broker_url)
+    url = parts._replace(netloc=f"peerless-nobody:wrong-secret@{parts.hostname}:{parts.port}").geturl()
+    with pytest.raises(BrokerUnavailable, match="refused user name or password") as error:
+        RabbitMqExchange(url, run=run, rank=0, peers=2, clock=SystemClock())
+    assert "wrong-secret" not in str(error.value)
+
+
+def test_heartbeats_go_on_while_the_caller_computes(
+    broker_url: str, run: str, proxy: TcpProxy, opened: list[RabbitMqExchange]
+) -> None:
+    clock = SystemClock()
+    exchange = RabbitMqExchange(through(proxy, broker_url), run=run, rank=0, peers=2, clock=clock, heartbeat_seconds=1)
+    opened.append(exchange)
+    # RabbitMQ drops a client that says nothing for two heartbeats.
+    ends = clock.monotonic() + 3.0
+    while clock.monotonic() < ends:
+        sum(number * number for number in range(10_000))
+    exchange.publish("commit", b"{}")
+    assert proxy.accepted == 1
