@@ -75,6 +75,11 @@ def read_mnist(folder: Path, *, source: str, digests: Mapping[str, str], names: 
                 f"{folder}: {images_name} has {len(images)} images, but {labels_name} has {len(labels)} labels; "
                 f"{_remedy(source)}"
             )
+        if labels.size and labels.max() >= len(names):
+            raise DataError(
+                f"{folder}: {labels_name} has the label {labels.max()}, outside 0 to {len(names) - 1}; "
+                f"{_remedy(source)}"
+            )
         parts.append((images[:, None], labels.astype(np.int64)))
     (train_x, train_y), (test_x, test_y) = parts
     return Dataset(

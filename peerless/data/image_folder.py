@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _decode(entries: Sequence[_Entry], size: tuple[int, int], mode: str) -> tupl
         with _open(entry.path) as image:
             try:
                 converted = image.convert(mode)  # reads the pixels, so a cut-off file shows here
-            except (OSError, SyntaxError, ValueError, EOFError) as error:
+            except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
                 raise DataError(f"{entry.path} is damaged ({error}); mend or remove it") from error
         if converted.size != size:
             converted = converted.resize(size, Image.Resampling.BILINEAR)

@@ -77,7 +77,7 @@ class NpmPackage:
 
     def get(self, names: Sequence[str], temporary: Path) -> dict[str, Path]:
         npm = _npm(temporary)
-        options = ["--silent", "--ignore-scripts", "--fetch-retries=1", f"--cache={temporary / 'npm-cache'}"]
+        options = ["--loglevel=error", "--ignore-scripts", "--fetch-retries=1", f"--cache={temporary / 'npm-cache'}"]
         _run([*npm, "pack", self.package, *options], temporary)
         archives = sorted(temporary.glob("*.tgz"))
         if len(archives) != 1:
@@ -176,7 +176,7 @@ def download(address: str, target: Path) -> None:
                 raise OriginFailed(f"{address} leads to {answer.geturl()}, which is not https")
             length = answer.headers.get("Content-Length")
             written = _copy(answer, file)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
         raise OriginFailed(f"no answer ({getattr(error, 'reason', None) or error})") from error
     if length is not None and length.isdecimal() and written != int(length):
         raise OriginFailed(f"the download broke off after {written} of {length} bytes")
@@ -198,7 +198,7 @@ def _npm(temporary: Path) -> list[str]:
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
-    """Run a registry's client; its last words become the reason where it fails."""
+    """Run a registry's client; what it says about an error becomes the reason where it fails."""
     name = Path(command[0]).name
     try:
         done = subprocess.run(
@@ -211,7 +211,10 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise OriginFailed(f"{name} could not be started ({error.strerror or error})") from error
     if done.returncode != 0:
         lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
-        raise OriginFailed(f"{name} failed with status {done.returncode}{': ' + lines[-1] if lines else ''}")
+        telling = [line for line in lines if "error" in line.lower() or line.startswith("E:")] or lines[-1:]
+        raise OriginFailed(
+            f"{name} failed with status {done.returncode}{': ' + ', '.join(telling[:2]) if telling else ''}"
+        )
 
 
 def _from_tar(archive: Path, names: Sequence[str], temporary: Path) -> dict[str, Path]:

@@ -43,6 +43,7 @@ def partition_sizes(samples: int, peers: int, relative: Sequence[float] = ()) ->
     if len(weights) != peers:
         raise DataError(f"data.sizes names {len(weights)} partitions, but there are {peers} peers")
     # One sample each comes first, so that a tiny share is not rounded away; the rest goes by weight.
+    weights = weights / weights.max()  # first, because the sum of large ones could overflow
     share = weights / weights.sum() * samples
     counts = np.maximum(np.floor(share).astype(np.int64), 1)
     while counts.sum() > samples:

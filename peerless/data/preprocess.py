@@ -57,10 +57,11 @@ class Transform:
 
     def apply(self, raw: Values) -> NDArray[np.float32]:
         """A new float32 array of `raw` (B, C, H, W) or (B, F); `raw` is not touched."""
-        x = raw.astype(np.float32)
+        x = np.array(raw, dtype=np.float32, order="C")
         if self.image_size and x.shape[2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
-            x = torch.nn.functional.interpolate(torch.from_numpy(x), size=size, mode="bilinear", antialias=True).numpy()
+            resized = torch.nn.functional.interpolate(torch.from_numpy(x), size=size, mode="bilinear", antialias=True)
+            x = resized.contiguous().numpy()
         for step in self.steps:
             x = step.apply(x)
         return x

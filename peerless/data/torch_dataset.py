@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from contract.errors import DataError, PeerlessError
 from peerless.data.dataset import Dataset, Values, count_classes, label_array, sample_array
@@ -28,7 +28,7 @@ def from_torch_dataset(dataset: object, test: object = None, *, provenance: str 
     """
     if isinstance(dataset, Dataset):
         return dataset
-    if isinstance(dataset, tuple | list):
+    if isinstance(dataset, tuple):
         if len(dataset) != 2 or test is not None:
             raise DataError(
                 f"{provenance}: expected a torch Dataset or a pair (training, test), got {len(dataset)} items"
@@ -127,7 +127,9 @@ def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         inputs, targets = (_numpy(tensor) for tensor in dataset.tensors)
         return _with_channels(sample_array(inputs, where), where), label_array(targets, where)
-    length = len(dataset) if isinstance(dataset, Sized) else None
+    # torch gives every Dataset a __getitem__, which an iterable one must not be asked for.
+    by_index = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    length = len(dataset) if isinstance(dataset, Sized) and by_index else None
     if length == 0:
         raise DataError(f"{where} is empty")
     first: NDArray[Any] | None = None
@@ -146,7 +148,7 @@ def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
                 f"{first.shape}; bring all samples to one shape"
             )
         if block is None:
-            values.append(x)
+            values.append(x.copy())  # an iterator may use one buffer for all samples
         else:
             block[index] = x
         labels.append(label)
@@ -157,9 +159,9 @@ def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
 
 def _samples(dataset: object, length: int | None, where: str) -> Iterator[object]:
     try:
-        if length is not None and hasattr(dataset, "__getitem__"):
+        if length is not None:
             for index in range(length):
-                yield dataset[index]
+                yield dataset[index]  # type: ignore[index]
         elif isinstance(dataset, Iterable):
             yield from dataset
         else:
