@@ -72,6 +72,10 @@ class Places:
         """A peer's frame for a round."""
         return self._in_run(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
 
+    def contributions(self) -> Place:
+        """The prefix under which all contributions lie, for listing."""
+        return self._in_run("contributions/")
+
     def commit(self, round: int) -> Place:
         """The one outcome of a round (`Commit`), created once."""
         return self._in_run(f"commits/{_round(round)}.json")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.batches import BatchRef
+from contract.store import ObjectStore, StoreCounts
 from contract.tensors import Buffers
 
 #: What a message between peers may be: a contribution's wire frame (or its header part alone: claim check), a commit
@@ -58,8 +59,8 @@ class Exchange(Protocol):
     def acknowledge(self, delivery: Delivery) -> None:
         """Let the broker forget a message; only after its effect is durable."""
 
-    def close(self) -> None:
-        """Leave the broker; unacknowledged messages stay in the inbox."""
+    def close(self, *, retire: bool = False) -> None:
+        """Leave the broker. Unacknowledged messages stay in the inbox for a successor; `retire` removes the inbox."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,16 @@ class StageRecord(Protocol):
 
 
 class Metrics(Protocol):
-    """Wall time, CPU, memory and bytes per stage of the paper's Table I: compute, send, receive, update, convergence."""
+    """Time, CPU, memory and bytes per stage of the paper's Table I: compute, send, receive, update, convergence."""
 
     def stage(self, name: str, round: int) -> AbstractContextManager[StageRecord]:
         """Measure what happens inside; emits a `stage` event at its end."""
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Per stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
+
+
+class CountedStore(ObjectStore, Protocol):
+    """An object store that counts what goes through it."""
+
+    counts: StoreCounts

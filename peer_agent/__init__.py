@@ -1,0 +1,1 @@
+"""One peer: `python -m peer_agent --rank N …`, locally and on EC2."""

@@ -1,0 +1,243 @@
+"""What a peer does when the state machine says so: the commands that both modes share.
+
+Each action returns the events that answer its command. Nothing in here decides anything about the protocol.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import models
+from contract.batches import Manifest
+from contract.clock import Clock
+from contract.errors import CorruptObject, ObjectMissing
+from contract.events import EventLog
+from contract.objective import Evaluation
+from contract.records import Member, MemberRef
+from contract.runspec import RunSpec
+from contract.seeds import public_seed
+from contract.tensors import Buffers, Layout
+from contract.wire import FrameHeader
+from peer_agent import signals as s
+from peer_agent.admission import FrameRules
+from peer_agent.background import Background
+from peer_agent.barrier import WeightsShelf
+from peer_agent.contributions import Contributions
+from peer_agent.convergence import Convergence
+from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
+from peer_agent.records import Records
+from peer_agent.spool import Spool
+from peer_agent.update import Update
+from peer_agent.validation import Validator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything outside of this process's own memory."""
+
+    store: CountedStore
+    exchange: Exchange
+    gradients: GradientService
+    metrics: Metrics
+    events: EventLog
+    clock: Clock
+    background: Background
+
+
+@dataclass
+class _Own:
+    """This peer's contribution to a round, as its parts come in."""
+
+    round: int
+    base_weights: str
+    validate: bool
+    gradient: RoundGradient | None = None
+    validation: Evaluation | None = None
+
+
+class Reception:
+    """The stage `receive`: from the own contribution's departure to the commit, and from the update to the barrier."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._open = ExitStack()
+        self._stage: StageRecord | None = None
+        self._early_bytes = 0  # of frames that came while no stage was open
+
+    def begin(self, round: int) -> None:
+        """From here on this peer waits for others."""
+        self.end()
+        self._stage = self._open.enter_context(self._metrics.stage("receive", round))
+        self._stage.bytes_in += self._early_bytes
+        self._early_bytes = 0
+
+    def received(self, bytes_in: int) -> None:
+        """Count what came, whether or not anyone was waiting for it."""
+        if self._stage is None:
+            self._early_bytes += bytes_in
+        else:
+            self._stage.bytes_in += bytes_in
+
+    def end(self) -> None:
+        """The wait is over, if there was one."""
+        self._open.close()
+        self._stage = None
+
+
+class Actions:
+    """The state of one peer beside the protocol's, and what it can do. Subclasses add the commands of their mode."""
+
+    def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
+        """Fetches manifest and initial weights. Raises ObjectMissing, CorruptObject, ModelError, StoreUnavailable."""
+        self.spec, self.member, self.ports = spec, member, ports
+        self.me = MemberRef(rank=member.rank, incarnation=member.incarnation)
+        model = models.build(spec.model)
+        self.layout = Layout.of(model)
+        self.records = Records(ports.store, spec.places, self.me)
+        self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
+        self.update = Update(self.layout, *self.shelf.get(spec.initial_weights), spec.config.optimizer)
+        self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
+        self.spool = Spool(spool_folder)
+        self.contributions = Contributions(spec, self.layout, self.me, ports.store, self.spool)
+        self.validator = Validator(spec, ports.store, model, self.layout)
+        self.convergence = Convergence(self.update.optimizer, spec.config.scheduler, spec.config.early_stopping)
+        self.reception = Reception(ports.metrics)
+        self.rejected: Counter[str] = Counter()
+        self.rounds_applied = 0
+        self.invocations = 0
+        self.executions = 0
+        self.final_model = ""
+        """Hash of the weights that the run hands over; empty until they are known."""
+        self.best_loss: float | None = None
+        self._own: _Own | None = None
+
+    @property
+    def frame_rules(self) -> FrameRules:
+        """What all contributions of this run have in common."""
+        return FrameRules(
+            run=self.spec.run,
+            codec=self.spec.config.exchange.codec,
+            elements=self.layout.elements,
+            buffers_bytes=self.layout.buffers_bytes,
+        )
+
+    def validates(self, round: int) -> bool:
+        """Whether the weights that `round` starts from, those that the round before led to, are validated."""
+        return round > 0 and self.spec.is_validation_round(round - 1)
+
+    def execute(self, command: s.Command) -> Iterable[s.Event]:
+        """Carry out a command."""
+        match command:
+            case s.FindMembers(ranks):
+                return [s.MemberSeen(member) for member in map(self.records.member, ranks) if member is not None]
+            case s.FindStop():
+                stop = self.records.stop()
+                return [] if stop is None else [s.StopFound(stop)]
+            case s.Compute():
+                return self.compute(command)
+            case s.Hold(header, body, sender):
+                return self.hold(header, body, sender)
+            case s.Reject(reason, sender, round):
+                self.reject(reason, sender, round)
+                return []
+            case _:
+                raise TypeError(f"{type(command).__name__} is no command of this mode")
+
+    def compute(self, command: s.Compute) -> Iterable[s.Event]:
+        """Start the gradient, and the validation that is due, beside the loop; then store and announce both."""
+        own = self._own = _Own(command.round, command.base_weights, command.validate)
+        flat, buffers = self.update.flat, self.update.buffers
+
+        def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
+            self.invocations += gradient.invocations
+            self.executions += gradient.executions
+            own.gradient = gradient
+            return self._contribute(own)
+
+        def validation_done(validation: Evaluation) -> Iterable[s.Event]:
+            own.validation = validation
+            return self._contribute(own)
+
+        fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
+        self.ports.events.emit("round_started", round=own.round, fields=fields)
+        if own.validate:
+            self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
+        self.ports.background.start(lambda: self._gradient(own, flat, buffers), gradient_done)
+        return []
+
+    def _gradient(self, own: _Own, flat: NDArray[np.float32], buffers: Buffers) -> RoundGradient:
+        rank = self.me.rank
+        with self.ports.metrics.stage("compute", own.round) as stage:
+            gradient = self.ports.gradients.compute(
+                round=own.round,
+                incarnation=self.me.incarnation,
+                weights_sha256=own.base_weights,
+                flat=flat,
+                buffers=buffers,
+                batches=[self.manifest.batches[i] for i in self.spec.batches_for_round(rank, own.round)],
+                seed=public_seed(self.spec.config.seed, "batches", rank, own.round),
+            )
+            stage.bytes_in += gradient.bytes_in
+            stage.bytes_out += gradient.bytes_out
+        return gradient
+
+    def evaluate(self, round: int, flat: NDArray[np.float32], buffers: Buffers) -> Evaluation:
+        """What the weights that `round` starts from are worth on the validation set."""
+        with self.ports.metrics.stage("convergence", round):
+            found = self.validator.evaluate(flat, buffers)
+        fields = {"validation_loss": found.loss, "validation_accuracy": found.accuracy, "samples": found.samples}
+        self.ports.events.emit("validated", round=round, fields=fields)
+        return found
+
+    def _contribute(self, own: _Own) -> Iterable[s.Event]:
+        """Once all parts are there: create the contribution in S3, then announce it (invariant 3)."""
+        if own is not self._own or own.gradient is None or (own.validate and own.validation is None):
+            return []
+        self._own = None
+        with self.ports.metrics.stage("send", own.round) as stage:
+            made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation)
+            header, frame = self.contributions.store_own(made)
+            message = self.contributions.announcement(frame)
+            self.ports.exchange.publish("frame", message)
+            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1)
+        self.reception.begin(own.round)
+        return [s.ContributionHeld(header)]
+
+    def hold(self, header: FrameHeader, body: bytes, sender: int | None) -> Iterable[s.Event]:
+        """Spool a frame that fits; one that S3 turns out not to hold as announced is rejected after all."""
+        try:
+            frame_bytes = self.contributions.keep(header, body)
+        except (ObjectMissing, CorruptObject) as error:
+            self.reject("missing" if isinstance(error, ObjectMissing) else "corrupt", sender, header.round)
+            return []
+        self.reception.received(frame_bytes)
+        return [s.ContributionHeld(header)]
+
+    def reject(self, reason: str, sender: int | None, round: int | None) -> None:
+        """Count a message that does not fit, and show it."""
+        self.rejected[reason] += 1
+        self.ports.events.emit("frame_rejected", round=round, fields={"reason": reason, "sender": sender})
+
+    def decide(self, round: int, weights_sha256: str, loss: float) -> str:
+        """Feed a validation loss to convergence; a reason to stop, or an empty string."""
+        decision = self.convergence.observe(weights_sha256, loss)
+        if decision.lr_reduced:
+            self.ports.events.emit("lr_reduced", round=round, fields={"lr": decision.lr})
+        return decision.stop
+
+    def conclude(self) -> None:
+        """The run has ended in order: settle which weights it hands over."""
+        self.final_model = self.convergence.best_weights or self.update.weights_sha256
+        self.best_loss = self.convergence.best_loss
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self.reception.end()
+        self.spool.close()

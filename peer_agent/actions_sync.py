@@ -1,0 +1,142 @@
+"""The commands of synchronous mode: commit, apply, barrier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from contract.errors import CorruptObject
+from contract.objective import Evaluation
+from contract.records import Commit, Member, MemberRef, Record, Result
+from contract.runspec import RunSpec
+from contract.wire import FrameHeader
+from peer_agent import signals as s
+from peer_agent.actions import Actions, Ports
+from peer_agent.barrier import Retention
+from peer_agent.round import RoundMachine, RoundRules
+
+
+class SyncActions(Actions):
+    """What a peer does in synchronous mode."""
+
+    def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
+        super().__init__(spec, member, ports, spool_folder)
+        self.retention = Retention(self.me, self.shelf, self.contributions, spec.initial_weights)
+        self.machine = RoundMachine(
+            RoundRules(
+                me=self.me,
+                peers=spec.config.peers,
+                rounds=spec.rounds_limit,
+                initial_weights=spec.initial_weights,
+                validates=self.validates,
+                key=lambda round, rank, incarnation: spec.places.contribution(round, rank, incarnation).key,
+                frames=self.frame_rules,
+            )
+        )
+
+    def execute(self, command: s.Command) -> Iterable[s.Event]:
+        match command:
+            case s.Validate(round):
+                return self._validate(round)
+            case s.FindContributions(round, members):
+                return self._find_contributions(round, members)
+            case s.Fetch(round, contributor):
+                header = self.contributions.fetch(contributor, round)
+                self.reception.received(header.payload_bytes + header.buffers_bytes)
+                return [s.ContributionHeld(header)]
+            case s.CreateCommit(draft):
+                commit, won = self.records.create_commit(draft)
+                self._announce("commit", commit, won)
+                return [s.CommitFound(commit)]
+            case s.FindCommit(round):
+                found = self.records.commit(round)
+                return [s.CommitMissing(round) if found is None else s.CommitFound(found)]
+            case s.Apply(commit, headers):
+                return self._apply(commit, headers)
+            case s.WriteResult(round, weights_sha256):
+                return self._write_result(round, weights_sha256)
+            case s.FindResult(round):
+                result = self.records.result(round)
+                return [s.ResultMissing(round) if result is None else s.ResultFound(result)]
+            case s.Passed(_, result):
+                return self._passed(result)
+            case s.Adopt(round, weights_sha256):
+                return self._adopt(round, weights_sha256)
+            case s.CreateStop(reason, round):
+                stop, won = self.records.create_stop(reason, round)
+                self._announce("stop", stop, won)
+                return [s.StopFound(stop)]
+            case _:
+                return super().execute(command)
+
+    def _announce(self, kind: str, record: Record, won: bool) -> None:
+        """Whoever created a record says so; a record that others created they announce."""
+        if won:
+            self.ports.exchange.publish(kind, record.to_json())
+
+    def _validate(self, round: int) -> Iterable[s.Event]:
+        """Evaluate the weights of the closing round beside the loop."""
+        flat, buffers = self.update.flat, self.update.buffers
+
+        def done(found: Evaluation) -> Iterable[s.Event]:
+            return [s.Validated(round, found.loss, found.accuracy)]
+
+        self.ports.background.start(lambda: self.evaluate(round, flat, buffers), done)
+        return []
+
+    def _find_contributions(self, round: int, members: Iterable[MemberRef]) -> Iterable[s.Event]:
+        for member in members:
+            try:
+                found = self.contributions.find(round, member)
+            except CorruptObject:
+                self.reject("corrupt", member.rank, round)
+                continue
+            if found is not None:
+                yield s.FrameArrived(*found, sender=member.rank)
+
+    def _apply(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> Iterable[s.Event]:
+        self.reception.end()
+        base = self.update.weights_sha256
+        total = sum(header.samples for header in headers)
+        losses = [header.loss * header.samples for header in headers if header.loss is not None]
+        fields = {
+            "contributors": [header.rank for header in headers],
+            "writer": commit.writer.rank,
+            "samples": total,
+            "loss": sum(losses) / total if total and len(losses) == len(headers) else None,
+            "validation_loss": commit.validation_loss,
+            "validation_accuracy": commit.validation_accuracy,
+            "final": commit.final,
+        }
+        self.ports.events.emit("commit", round=commit.round, fields=fields)
+        stop = "" if commit.validation_loss is None else self.decide(commit.round, base, commit.validation_loss)
+        if headers:
+            with self.ports.metrics.stage("update", commit.round):
+                self.update.step(headers, self.contributions.frames(headers))
+            self.rounds_applied += 1
+        self.retention.applied(commit)
+        self.reception.begin(commit.round)
+        return [s.Applied(commit.round, self.update.weights_sha256, stop)]
+
+    def _write_result(self, round: int, weights_sha256: str) -> Iterable[s.Event]:
+        """The object first, the record that names it afterwards."""
+        self.reception.end()
+        with self.ports.metrics.stage("send", round) as stage:
+            stage.bytes_out += self.shelf.put(round + 1, self.update)
+            result, won = self.records.create_result(round, weights_sha256)
+            self._announce("result", result, won)
+        return [s.ResultFound(result)]
+
+    def _passed(self, result: Result) -> Iterable[s.Event]:
+        self.reception.end()
+        self.spool.forget_through(result.round)
+        self.retention.passed(result, self.convergence.best_weights)
+        return []
+
+    def _adopt(self, round: int, weights_sha256: str) -> Iterable[s.Event]:
+        """Another processor or kernel may round differently: go on from what is recorded, and say so (invariant 4)."""
+        own = self.update.weights_sha256
+        self.update.adopt(*self.shelf.get(weights_sha256))
+        fields = {"own_weights": own, "recorded_weights": weights_sha256}
+        self.ports.events.emit("weights_adopted", round=round, fields=fields)
+        return [s.Adopted(round, weights_sha256)]

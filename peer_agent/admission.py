@@ -1,0 +1,44 @@
+"""What a frame must satisfy before this peer keeps it. Pure: headers in, a reason for rejection (or None) out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from contract.records import MemberRef
+from contract.wire import FrameHeader, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRules:
+    """The sizes and names that all contributions of a run share."""
+
+    run: str
+    codec: str
+    elements: int
+    """Length of the flat gradient."""
+    buffers_bytes: int
+
+    def misfit(self, header: FrameHeader) -> str | None:
+        """Why `header` cannot be a contribution to this run at all, or None."""
+        if header.run != self.run:
+            return "run"
+        if header.kind is not Kind.UPDATE or header.shards != 1 or header.shard != 0 or header.group != 0:
+            return "kind"
+        if header.codec != self.codec:
+            return "codec"
+        if header.elements != self.elements or header.buffers_bytes != self.buffers_bytes:
+            return "shape"
+        if header.samples <= 0:
+            return "samples"
+        if header.round != header.base_round:
+            return "base_round"
+        return None
+
+
+def not_a_member(header: FrameHeader, members: Iterable[MemberRef]) -> str | None:
+    """Why `header` is from none of `members`: `member` for a foreign rank, `incarnation` for a fenced process."""
+    for member in members:
+        if member.rank == header.rank:
+            return None if member.incarnation == header.incarnation else "incarnation"
+    return "member"

@@ -1,0 +1,144 @@
+"""Contributions: making and storing the own one, keeping those of others until the commit, and reading them again.
+
+A contribution is created in S3 first and announced afterwards (invariant 3). Whatever is kept in the spool has been
+read whole and matches its digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from contract import wire
+from contract.codec import codec
+from contract.errors import CorruptObject, Superseded
+from contract.keys import Place
+from contract.objective import Evaluation
+from contract.records import Contributor, MemberRef
+from contract.runspec import RunSpec
+from contract.seeds import public_seed
+from contract.store import ObjectStore
+from contract.tensors import Layout, pack_buffers
+from contract.wire import Frame, FrameHeader
+from peer_agent.ports import RoundGradient
+from peer_agent.spool import Spool
+
+
+class Contributions:
+    """One peer's dealings with frames. `raw_bytes` and `encoded_bytes` sum up its own gradients before and after."""
+
+    def __init__(self, spec: RunSpec, layout: Layout, me: MemberRef, store: ObjectStore, spool: Spool) -> None:
+        self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
+        self._codec = codec(spec.config.exchange.codec)
+        self.raw_bytes = 0
+        self.encoded_bytes = 0
+
+    def make(self, round: int, base_weights: str, gradient: RoundGradient, validation: Evaluation | None) -> bytes:
+        """The frame of this peer's contribution. Raises NonFiniteGradient.
+
+        The seed of the rounding differs between peers and rounds, or their errors would add up instead of averaging
+        out; it depends on nothing else, so the same run gives the same bytes (invariant 8).
+        """
+        seed = public_seed(self._spec.config.seed, "rounding", self._me.rank, round)
+        payload = self._codec.encode(gradient.gradient, seed)
+        header = FrameHeader(
+            kind=wire.Kind.UPDATE,
+            run=self._spec.run,
+            round=round,
+            base_round=round,
+            base_weights=base_weights,
+            rank=self._me.rank,
+            incarnation=self._me.incarnation,
+            samples=gradient.samples,
+            loss=gradient.loss,
+            validation_loss=None if validation is None else validation.loss,
+            codec=self._codec.name,
+            seed=seed,
+            elements=self._layout.elements,
+            extensions=() if validation is None else (wire.accuracy_extension(validation.accuracy),),
+        )
+        frame = wire.encode(header, payload, pack_buffers(self._layout, gradient.buffers))
+        self.raw_bytes += gradient.gradient.nbytes
+        self.encoded_bytes += len(frame) - self._layout.buffers_bytes
+        return frame
+
+    def store_own(self, frame: bytes) -> tuple[FrameHeader, bytes]:
+        """Create the own frame in S3, and what now is the contribution: earlier bytes that lie there already win.
+
+        Raises Superseded when those are not this peer's contribution from the same weights.
+        """
+        header = wire.decode_header(frame)
+        place = self._place(header.round, self._me)
+        if self._store.create(place, frame) is None:
+            earlier = self._store.get(place)
+            found = self._decode(earlier).header
+            if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
+                raise Superseded(f"{place} holds a contribution that this process did not make")
+            header, frame = found, earlier
+        self._spool.keep(header, frame)
+        return header, frame
+
+    def announcement(self, frame: bytes) -> bytes:
+        """What a message about the frame carries: all of it, or its header where that would be too large."""
+        return frame if len(frame) <= self._spec.config.exchange.inline_bytes else wire.header_part(frame)
+
+    def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
+        """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject."""
+        header = wire.decode_header(body)
+        whole = header.payload_bytes + header.buffers_bytes < len(body)
+        return (self._decode(body).header, body) if whole else (header, b"")
+
+    def keep(self, header: FrameHeader, frame: bytes) -> int:
+        """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
+
+        Raises ObjectMissing and CorruptObject when S3 does not hold what was announced.
+        """
+        if not frame:
+            place = self._place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
+            frame = self._store.get(place)
+            self._decode(frame, header.digest)
+        self._spool.keep(header, frame)
+        return len(frame)
+
+    def fetch(self, contributor: Contributor, round: int) -> FrameHeader:
+        """Put a contribution that a commit lists into the spool. Raises ObjectMissing and CorruptObject."""
+        member = MemberRef(rank=contributor.rank, incarnation=contributor.incarnation)
+        place = self._place(round, member)
+        if place.key != contributor.key:
+            raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
+        frame = self._store.get(place)
+        header = self._decode(frame, contributor.digest).header
+        self._spool.keep(header, frame)
+        return header
+
+    def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
+        """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
+        found = self._store.find(self._place(round, member))
+        return None if found is None else (self._decode(found[0]).header, found[0])
+
+    def find_latest(self, member: MemberRef, after: int) -> tuple[FrameHeader, bytes] | None:
+        """A member's latest contribution after round `after` as S3 holds it, or None. Raises CorruptObject."""
+        prefix = self._spec.places.contributions()
+        keys = set(self._store.list(prefix.bucket, prefix.key))
+        rounds = range(self._spec.rounds_limit - 1, after, -1)
+        latest = next((round for round in rounds if self._place(round, member).key in keys), None)
+        return None if latest is None else self.find(latest, member)
+
+    def frames(self, headers: Iterable[FrameHeader]) -> Iterator[Frame]:
+        """The frames of these headers, read back one by one."""
+        for header in headers:
+            yield self._decode(self._spool.read(header), header.digest)
+
+    def delete(self, round: int, members: Iterable[MemberRef]) -> None:
+        """Remove contributions that nobody needs any more from S3."""
+        self._store.delete([self._place(round, member) for member in members])
+
+    def _place(self, round: int, member: MemberRef) -> Place:
+        return self._spec.places.contribution(round, member.rank, member.incarnation)
+
+    def _decode(self, frame: bytes, digest: str | None = None) -> Frame:
+        return wire.decode(
+            frame,
+            expected_elements=self._layout.elements,
+            expected_buffers_bytes=self._layout.buffers_bytes,
+            digest=digest,
+        )

@@ -1,0 +1,220 @@
+"""Where things meet: feeds the protocol's state machine with events and executes its commands against the ports.
+
+One thread answers messages, timers and finished jobs, one event at a time; gradients and validations are computed
+beside it. A message is acknowledged when everything that followed from it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import Protocol
+
+from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded
+from contract.records import Commit, Member, PeerReport, Result, Stop
+from peer_agent import signals as s
+from peer_agent.actions import Actions
+from peer_agent.ports import Delivery
+
+#: A wait is cut into slices of so many seconds, so that a signal or a finished job is noticed soon.
+SLICE_SECONDS = 0.2
+#: A stop record whose reason starts so ends the run as a failure; the cause follows.
+FAILED = "failed: "
+
+#: Events that show that others, or this peer, are getting on: they put the deadline off.
+_PROGRESS = (s.MemberSeen, s.ContributionHeld, s.Validated, s.CommitFound, s.Applied, s.ResultFound)
+
+
+class Machine(Protocol):
+    """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
+
+    round: int
+
+    @property
+    def contributed(self) -> bool: ...
+
+    @property
+    def waiting(self) -> object: ...
+
+    def handle(self, event: s.Event) -> list[s.Command]: ...
+
+
+class Runner:
+    """One peer's run, from the claimed rank to the report."""
+
+    def __init__(self, machine: Machine, actions: Actions) -> None:
+        self.machine, self.actions = machine, actions
+        self.spec, self.ports = actions.spec, actions.ports
+        self.ended = False
+        self.reason = ""
+        self._end_wanted = ""
+        self._training_since: float | None = None  # monotonic seconds; None until all members were seen
+        self._waiting = machine.waiting
+        self._looked_at = self._heard_at = self.ports.clock.monotonic()
+
+    def run(self) -> PeerReport:
+        """Take part until the end, leave a report in S3 either way, and return it.
+
+        Raises what made this peer fail, and RunFailed when another one did.
+        """
+        try:
+            try:
+                self.start()
+                while not self.ended:
+                    self.step()
+            except Exception as error:
+                self.give_up(error)
+                raise
+            return self.conclude()
+        finally:
+            self.actions.close()
+
+    def request_end(self, reason: str) -> None:
+        """Ask for an orderly end of the whole run; safe to call from a signal handler."""
+        self._end_wanted = reason
+
+    # -------------------------------------------------------------------------------------------------- the loop
+
+    def start(self) -> None:
+        """Greet the others: the beginning of `run`."""
+        member = self.actions.member
+        fields = {"incarnation": member.incarnation, "peer_id": member.peer_id}
+        self.ports.events.emit("member_claimed", fields=fields)
+        self.ports.exchange.publish("hello", member.to_json())
+        self.feed(s.Started())
+
+    def step(self) -> None:
+        """Answer what is due: a signal, finished jobs, messages, the clock. Waits a little where nothing is."""
+        if self._end_wanted:
+            reason, self._end_wanted = self._end_wanted, ""
+            self.feed(s.EndRequested(reason))
+        background, exchange = self.ports.background, self.ports.exchange
+        for job in background.finished(SLICE_SECONDS if background.busy else 0.0):
+            if job.error is not None:
+                raise job.error
+            self.feed(*job.then(job.value))
+        for delivery in exchange.poll(0.0 if self.ended or background.busy else SLICE_SECONDS):
+            event = self._read(delivery)
+            if event is not None:
+                self.feed(event)
+            exchange.acknowledge(delivery)
+        self._look_at_the_clock()
+
+    def feed(self, *events: s.Event) -> None:
+        """Handle events, and those that the machine's commands are answered with, until none is left."""
+        due = deque(events)
+        while due and not self.ended:
+            event = due.popleft()
+            if isinstance(event, _PROGRESS):
+                self._heard_at = self.ports.clock.monotonic()
+            for command in self.machine.handle(event):
+                due.extend(self._execute(command))
+
+    def _execute(self, command: s.Command) -> list[s.Event]:
+        match command:
+            case s.Finish(reason):
+                self.ended, self.reason = True, reason
+                return []
+            case s.Fail(error):
+                raise error
+            case s.Compute() if self._training_since is None:
+                self._training_since = self.ports.clock.monotonic()
+        return list(self.actions.execute(command))
+
+    def _read(self, delivery: Delivery) -> s.Event | None:
+        """What a message says; None, and counted, for one that cannot be read."""
+        try:
+            match delivery.kind:
+                case "frame":
+                    return s.FrameArrived(*self.actions.contributions.read_message(delivery.body), delivery.sender)
+                case "commit":
+                    return s.CommitFound(Commit.from_json(delivery.body))
+                case "result":
+                    return s.ResultFound(Result.from_json(delivery.body))
+                case "hello":
+                    return s.MemberSeen(Member.from_json(delivery.body))
+                case "stop":
+                    return s.StopFound(Stop.from_json(delivery.body))
+        except CorruptObject:
+            self.actions.reject("corrupt", delivery.sender, None)
+            return None
+        self.actions.reject("kind", delivery.sender, None)
+        return None
+
+    def _look_at_the_clock(self) -> None:
+        """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""
+        now, config = self.ports.clock.monotonic(), self.spec.config.exchange
+        if self.machine.waiting != self._waiting:
+            self._waiting, self._looked_at = self.machine.waiting, now
+        elif now - self._looked_at >= config.poll_seconds:
+            self._looked_at = now
+            self.feed(s.PollDue())
+        if self._training_since is None:
+            limit = config.start_timeout_seconds
+        else:
+            limit = config.round_timeout_seconds
+            if not self.machine.contributed:
+                self._heard_at = now
+        if now - self._heard_at >= limit:
+            self._heard_at = now
+            self.feed(s.DeadlineReached(limit))
+
+    # ---------------------------------------------------------------------------------------------------- the end
+
+    def conclude(self) -> PeerReport:
+        """Leave the report of a run that ended in order. Raises RunFailed where it did so because a peer failed."""
+        self.actions.conclude()
+        failure = self.reason.removeprefix(FAILED) if self.reason.startswith(FAILED) else None
+        report = self._report("failed" if failure else self.reason, failure)
+        self.actions.records.put_report(report)
+        self.ports.events.emit("finished", round=self._round, fields={"reason": report.reason, "error": failure})
+        if failure is not None:
+            raise RunFailed(failure)
+        return report
+
+    def give_up(self, error: Exception) -> None:
+        """Say what happened: to the log, to the others (so that they end within seconds), and in the report.
+
+        A superseded process says nothing to anybody: the rank, and its report, are another's. Storage or broker may be
+        what failed, so whatever of this does not work any more is left.
+        """
+        text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
+        self.ports.events.emit("failed", round=self._round, fields={"error": text})
+        if isinstance(error, Superseded):
+            return
+        reason = f"{FAILED}peer {self.actions.me.rank}: {text}"
+        with contextlib.suppress(PeerlessError):
+            stop, _ = self.actions.records.create_stop(reason, max(self.machine.round, 0))
+            self.ports.exchange.publish("stop", stop.to_json())
+        with contextlib.suppress(PeerlessError):
+            self.actions.conclude()
+            self.actions.records.put_report(self._report("failed", text))
+
+    @property
+    def _round(self) -> int | None:
+        return self.machine.round if self.machine.round >= 0 else None
+
+    def _report(self, reason: str, error: str | None) -> PeerReport:
+        actions, counts, stored = self.actions, self.ports.exchange.counts, self.ports.store.counts
+        since = self._training_since
+        return PeerReport(
+            run=self.spec.run,
+            rank=actions.me.rank,
+            incarnation=actions.me.incarnation,
+            rounds=actions.rounds_applied,
+            epochs=actions.rounds_applied // self.spec.rounds_per_epoch,
+            reason=reason,
+            weights_sha256=actions.update.weights_sha256,
+            model_sha256=actions.final_model,
+            best_validation_loss=actions.best_loss,
+            seconds_training=0.0 if since is None else self.ports.clock.monotonic() - since,
+            bytes_sent=counts.bytes_sent + stored.bytes_out,
+            bytes_received=counts.bytes_received + stored.bytes_in,
+            gradient_bytes_raw=actions.contributions.raw_bytes,
+            gradient_bytes_encoded=actions.contributions.encoded_bytes,
+            lambda_invocations=actions.invocations,
+            state_machine_executions=actions.executions,
+            frames_rejected=dict(actions.rejected),
+            stages=self.ports.metrics.totals(),
+            error=error,
+        )

@@ -1,0 +1,326 @@
+"""What goes into the protocol's state machines (events) and what comes out (commands): frozen dataclasses, no I/O.
+
+The runner turns messages, records found in S3, finished computations and timers into events, and executes commands. A
+machine never waits, never reads a clock, and never touches a socket, so that every interleaving can be replayed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contract.errors import PeerlessError
+from contract.records import Commit, Contributor, Member, MemberRef, Result, Stop
+from contract.wire import FrameHeader
+
+#: Why a run ends when nothing ends it earlier.
+EPOCH_LIMIT = "epoch_limit"
+
+# ---------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Started:
+    """This peer holds its rank and its inbox is open."""
+
+
+@dataclass(frozen=True)
+class MemberSeen:
+    """A member record, from a greeting or from S3."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class FrameArrived:
+    """A frame, decoded and with its digest checked; or only its header, with an empty `body` (claim check)."""
+
+    header: FrameHeader
+    body: bytes
+    sender: int | None
+
+
+@dataclass(frozen=True)
+class ContributionHeld:
+    """A contribution's bytes lie in this peer's spool with their digest checked, and exist in S3; own ones included."""
+
+    header: FrameHeader
+
+
+@dataclass(frozen=True)
+class Validated:
+    """This peer has evaluated the weights of `round`; `stop` is a reason to end (asynchronous mode), or empty."""
+
+    round: int
+    loss: float
+    accuracy: float
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class CommitFound:
+    """A commit record, created by this peer, announced, or found in S3."""
+
+    commit: Commit
+
+
+@dataclass(frozen=True)
+class CommitMissing:
+    """S3 holds no commit record for `round` yet."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty."""
+
+    round: int
+    weights_sha256: str
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class ResultFound:
+    """A result record, created by this peer, announced, or found in S3."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
+class ResultMissing:
+    """S3 holds no result record for `round` yet."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """Recorded weights have replaced this peer's own."""
+
+    round: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class StopFound:
+    """The run's stop record, created by this peer, announced, or found in S3."""
+
+    stop: Stop
+
+
+@dataclass(frozen=True)
+class EndRequested:
+    """Someone asked this process to end in order."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PollDue:
+    """Nothing has answered a wait for `poll_seconds`: time to look in S3."""
+
+
+@dataclass(frozen=True)
+class DeadlineReached:
+    """Nothing at all has arrived for so long."""
+
+    seconds: float
+
+
+Event = (
+    Started
+    | MemberSeen
+    | FrameArrived
+    | ContributionHeld
+    | Validated
+    | CommitFound
+    | CommitMissing
+    | Applied
+    | ResultFound
+    | ResultMissing
+    | Adopted
+    | StopFound
+    | EndRequested
+    | PollDue
+    | DeadlineReached
+)
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True)
+class FindMembers:
+    """Look for these ranks' member records; answered by MemberSeen for each that exists."""
+
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Compute, store and announce the own contribution at `base_weights`; answered by ContributionHeld."""
+
+    round: int
+    base_weights: str
+    validate: bool
+    """Evaluate the base weights too; loss and accuracy travel in the frame."""
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Evaluate the current weights, which are those that `round` starts from; answered by Validated."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Put a frame into the spool, or fetch it from S3 when `body` is empty; answered by ContributionHeld."""
+
+    header: FrameHeader
+    body: bytes
+    sender: int | None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Count a frame that does not fit, and forget it."""
+
+    reason: str
+    sender: int | None
+    round: int
+
+
+@dataclass(frozen=True)
+class FindContributions:
+    """Look for these members' contributions to `round`; answered by FrameArrived for each that exists."""
+
+    round: int
+    members: tuple[MemberRef, ...]
+
+
+@dataclass(frozen=True)
+class FindLatest:
+    """Asynchronous mode: look for later contributions than those known; answered by FrameArrived for each."""
+
+    known: tuple[tuple[MemberRef, int], ...]
+    """Members, each with the round of its latest known contribution, or -1."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch a contribution that a commit lists, by key and digest; answered by ContributionHeld."""
+
+    round: int
+    contributor: Contributor
+
+
+@dataclass(frozen=True)
+class CreateCommit:
+    """Create the commit record (the writer adds its nonce) and announce it; answered by CommitFound, whoever won."""
+
+    draft: Commit
+
+
+@dataclass(frozen=True)
+class FindCommit:
+    """Look for a commit record; answered by CommitFound or CommitMissing."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Feed a commit to convergence and apply its contributions in rank order; answered by Applied."""
+
+    commit: Commit
+    headers: tuple[FrameHeader, ...]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Asynchronous mode: average these frames in rank order and step; answered by Applied."""
+
+    round: int
+    headers: tuple[FrameHeader, ...]
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """Put the new weights, create the result record and announce it; answered by ResultFound, whoever won."""
+
+    round: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class FindResult:
+    """Look for a result record; answered by ResultFound or ResultMissing."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The barrier of `round` is behind this peer: its weights are the recorded ones. Not answered."""
+
+    round: int
+    result: Result
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Replace the own weights by recorded ones; answered by Adopted."""
+
+    round: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class CreateStop:
+    """Create the stop record and announce it; answered by StopFound, whoever won."""
+
+    reason: str
+    round: int
+
+
+@dataclass(frozen=True)
+class FindStop:
+    """Look for the stop record; answered by StopFound if there is one."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run is over for this peer, in order."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The run is over for this peer, and why."""
+
+    error: PeerlessError
+
+
+Command = (
+    FindMembers
+    | Compute
+    | Validate
+    | Hold
+    | Reject
+    | FindContributions
+    | FindLatest
+    | Fetch
+    | CreateCommit
+    | FindCommit
+    | Apply
+    | Average
+    | WriteResult
+    | FindResult
+    | Passed
+    | Adopt
+    | CreateStop
+    | FindStop
+    | Finish
+    | Fail
+)

@@ -1,0 +1,69 @@
+"""From the contributions of a round to the next weights: weighted mean in rank order, then one step of torch.optim.
+
+n is the number of parameters; weights and gradients are flat float32 vectors of shape (n,) in the layout's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
+
+from contract.averaging import WeightedMean
+from contract.codec import codec
+from contract.config import OptimizerConfig
+from contract.tensors import Buffers, Layout, unpack_buffers, weights_hash
+from contract.wire import Frame, FrameHeader
+
+_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimizerConfig], Optimizer]] = {
+    "sgd": lambda p, c: SGD(p, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
+    "adam": lambda p, c: Adam(p, lr=c.lr, weight_decay=c.weight_decay),
+    "adamw": lambda p, c: AdamW(p, lr=c.lr, weight_decay=c.weight_decay),
+    "nadam": lambda p, c: NAdam(p, lr=c.lr, weight_decay=c.weight_decay),
+}
+
+
+class Update:
+    """This peer's weights, buffers and optimizer state.
+
+    The optimizer works on one flat parameter: all optimizers on offer are elementwise, so this equals a step on the
+    model's own tensors, and needs no model. `flat` is a new array after every step; nothing writes into an old one.
+    """
+
+    def __init__(self, layout: Layout, flat: NDArray[np.float32], buffers: Buffers, config: OptimizerConfig) -> None:
+        self._layout = layout
+        self._parameter = nn.Parameter(torch.from_numpy(flat.copy()))
+        self.optimizer = _OPTIMIZERS[config.name]([self._parameter], config)
+        self.flat = flat
+        self.buffers = buffers
+        self.weights_sha256 = weights_hash(layout, flat, buffers)
+
+    def step(self, headers: Sequence[FrameHeader], frames: Iterable[Frame]) -> str:
+        """Average `frames`, which come one by one in the order of `headers`, take a step, and return the new hash.
+
+        Raises CorruptObject and NonFiniteGradient; nothing has changed then.
+        """
+        mean = WeightedMean(self._layout, sum(header.samples for header in headers))
+        for frame in frames:
+            buffers = unpack_buffers(self._layout, frame.buffers)
+            mean.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
+        gradient, buffers = mean.result(self.buffers)
+        self._parameter.grad = torch.from_numpy(gradient)
+        self.optimizer.step()
+        self._parameter.grad = None
+        self._take(self._parameter.detach().numpy().copy(), buffers)
+        return self.weights_sha256
+
+    def adopt(self, flat: NDArray[np.float32], buffers: Buffers) -> None:
+        """Go on from these weights; the optimizer's state stays this peer's own."""
+        with torch.no_grad():
+            self._parameter.copy_(torch.from_numpy(np.ascontiguousarray(flat)))
+        self._take(self._parameter.detach().numpy().copy(), buffers)
+
+    def _take(self, flat: NDArray[np.float32], buffers: Buffers) -> None:
+        self.flat, self.buffers = flat, buffers
+        self.weights_sha256 = weights_hash(self._layout, flat, buffers)
