@@ -21,7 +21,6 @@ import peerless
 from benchmarks.reporting import Figure, cores
 from contract import models
 from contract.clock import SystemClock
-from contract.config import RunConfig
 from contract.modelspec import ModelSpec
 from peerless.report.progress import Lines
 
