@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml vendor/qsgd_compress/pyproject.toml Makefile
 	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("torch").startswith("2.13.0")' 2>/dev/null \
 		|| { echo "installing torch 2.13.0 …"; $(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0; }
 	@echo "installing the other dependencies …"
-	@$(BIN)/pip install --quiet -e vendor/qsgd_compress -e '.[local,test]'
+	@$(BIN)/pip install --quiet -e 'vendor/qsgd_compress[test]' -e '.[local,test]'
 	@touch $(STAMP)
 
 demo: setup  ## four peers train on MNIST through Lambda workers, Step Functions and RabbitMQ
