@@ -40,8 +40,14 @@ def start(folder: Path, log_path: Path, starting: Starting) -> MiniStack:
         raise LocalStackError("MiniStack is not installed; run `pip install 'peerless-training[local]'`")
     for attempt in range(_ATTEMPTS):
         (port,) = free_ports(1)
+        folder.mkdir(parents=True, exist_ok=True)
         child = Child.start(
-            NAME, [sys.executable, "-m", "ministack"], env=_environment(folder, port), log_path=log_path, cwd=folder
+            NAME,
+            [sys.executable, "-m", "ministack"],
+            env=_environment(folder, port),
+            log_path=log_path,
+            cwd=folder,
+            afterwards=["rm", "-rf", str(folder)],
         )
         try:
             wait_until_ready(child, lambda: answers(port), starting=starting, timeout_seconds=_READY_SECONDS)  # noqa: B023

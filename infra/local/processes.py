@@ -94,8 +94,17 @@ class Child:
         with os.fdopen(status_read, "rb") as status, log_path.open("ab") as log:
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", guard.__file__, *options]
-                    + ["--status-fd", str(status_write), "--", *words],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        guard.__file__,
+                        "--status-fd",
+                        str(status_write),
+                        *options,
+                        "--",
+                        *words,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -63,7 +63,7 @@ class Broker:
 
 
 def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None) -> Broker:
-    """The first broker of the module's list that is to be had. Data go to `folder`.
+    """The first broker of the module's list that is to be had. Data go to `folder`, which is its own.
 
     Raises ConfigError for a malformed PEERLESS_BROKER_URL, BrokerUnavailable where nothing answers at it, and
     LocalStackError, which says what to do, where no server is to be had or a private node does not start.
@@ -72,7 +72,6 @@ def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str
     given = environ.get("PEERLESS_BROKER_URL", "").strip()
     if given:
         return check_given(given)
-    folder.mkdir(parents=True, exist_ok=True)
     server = installed_server(environ)
     if server is None:
         engine = container_engine(environ, log_path, starting)
@@ -146,20 +145,20 @@ def _attempts(start_one: Callable[[], Broker]) -> Broker:
 def _start_node(server: Server, folder: Path, log_path: Path, starting: Starting) -> Broker:
     port, distribution_port = free_ports(2)
     password = secrets.token_urlsafe(24)
-    home = folder / f"node-{port}"
-    home.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what a node left whose guard was killed
+    folder.mkdir(parents=True, mode=0o700)
     for name in ("rabbitmq.conf", ".erlang.cookie"):
-        (home / name).touch(mode=0o600)
-    (home / "rabbitmq.conf").write_text(configuration(port, password, _knows_later_limits(server)))
-    (home / ".erlang.cookie").write_text(secrets.token_hex(20))
-    (home / ".erlang.cookie").chmod(0o400)
+        (folder / name).touch(mode=0o600)
+    (folder / "rabbitmq.conf").write_text(configuration(port, password, _knows_later_limits(server)))
+    (folder / ".erlang.cookie").write_text(secrets.token_hex(20))
     child = Child.start(
         NAME,
         [server.script],
-        env=node_environment(server, home, port, distribution_port),
+        env=node_environment(server, folder, port, distribution_port),
         log_path=log_path,
-        cwd=home,
+        cwd=folder,
         grace_seconds=_GRACE_SECONDS,
+        afterwards=["rm", "-rf", str(folder)],  # the password with it, whoever dies first
     )
     return _ready(Broker(_url(port, password), f"{LOOPBACK}:{port}", server.origin, child), starting, _READY_SECONDS)
 
@@ -168,6 +167,7 @@ def _start_container(engine: str, folder: Path, log_path: Path, starting: Starti
     (port,) = free_ports(1)
     password = secrets.token_urlsafe(24)
     name = f"peerless-rabbitmq-{secrets.token_hex(6)}"
+    folder.mkdir(parents=True, exist_ok=True)
     limits = folder / "limits.conf"  # without the password, for the container's own user has to read it
     limits.write_text("".join(f"{key} = {value}\n" for key, value in (_LIMITS | _LATER_LIMITS).items()))
     command = [engine, "run", "--rm", "--name", name, "--publish", f"{LOOPBACK}:{port}:5672"]
@@ -267,8 +267,3 @@ def _knows_later_limits(server: Server) -> bool:
         text = schema.read_text(encoding="utf-8")
         return all(key in text for key in wanted)
     return False
-
-
-def remove_data(folder: Path) -> None:
-    """Remove what private nodes wrote to `folder`, passwords and cookies included."""
-    shutil.rmtree(folder, ignore_errors=True)

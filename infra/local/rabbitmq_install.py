@@ -1,7 +1,7 @@
 """Finding a RabbitMQ server on this machine, or unpacking Debian's packages of one without root.
 
 The unpacked server lives in `${XDG_CACHE_HOME:-~/.cache}/peerless/rabbitmq-<version>` (35 MB to fetch, once). A folder
-gets that name by one rename, when it is complete; the list of its files and sizes inside says later whether it still is.
+gets that name by one rename, when it is complete; the list of files and sizes inside says later whether it still is.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def packages_of(simulation: str) -> list[str]:
 
 
 def finish(root: Path) -> str | None:
-    """Make an unpacked tree startable where it stands, and list its files; gives RabbitMQ's version, None if unusable."""
+    """Make an unpacked tree startable where it stands, and list its files; gives RabbitMQ's version, else None."""
     homes = sorted(root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*"))
     runtimes = sorted(root.glob("usr/lib/erlang/erts-*/bin/erlexec"))
     if not homes or not runtimes:
@@ -182,7 +182,11 @@ def finish(root: Path) -> str | None:
     erts = runtimes[-1].parent.relative_to(root)
     folder = root / "bin"
     folder.mkdir()
-    for name in ("erl", "erlc", "escript"):  # Debian's own have the folder in which they expect to stand written into them
+    for name in (
+        "erl",
+        "erlc",
+        "escript",
+    ):  # Debian's own have the folder in which they expect to stand written into them
         program = "erlexec" if name == "erl" else name
         launcher = folder / name
         launcher.write_text(

@@ -1,0 +1,68 @@
+"""Servers for the whole suite: one local cloud per session, started by the first test that asks for one of its parts.
+
+A test takes names of its own (`unique`, `bucket`) instead of servers of its own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+from infra.local.cloud import LocalCloud
+
+
+@pytest.fixture(scope="session")
+def local_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
+    """MiniStack, RabbitMQ and the Lambda service, running; stopped at the end of the session."""
+    with LocalCloud.start(tmp_path_factory.mktemp("local-cloud")) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def broker_url(local_cloud: LocalCloud) -> str:
+    """URL of a real RabbitMQ with an administrator's rights; PEERLESS_BROKER_URL's where that is set."""
+    return local_cloud.broker_url
+
+
+@pytest.fixture(scope="session")
+def ministack(local_cloud: LocalCloud) -> str:
+    """Endpoint URL of a real MiniStack."""
+    return local_cloud.endpoint_url
+
+
+@pytest.fixture(scope="session")
+def aws(local_cloud: LocalCloud) -> Callable[[str], Any]:
+    """boto3 clients of the MiniStack, by service: `aws("s3")`."""
+
+    def client(service: str) -> Any:
+        return boto3.client(
+            service,
+            endpoint_url=local_cloud.endpoint_url,
+            region_name=local_cloud.region,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+
+    return client
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test uses; fit for a run, a queue, a function and a part of a bucket's name."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def bucket(aws: Callable[[str], Any], unique: str) -> Iterator[str]:
+    """An empty bucket on MiniStack, removed with its contents after the test."""
+    s3 = aws("s3")
+    s3.create_bucket(Bucket=unique)
+    yield unique
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=unique):
+        for item in page.get("Contents", ()):
+            s3.delete_object(Bucket=unique, Key=item["Key"])
+    s3.delete_bucket(Bucket=unique)
