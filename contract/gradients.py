@@ -6,6 +6,7 @@ formats and transport belong to the caller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +66,9 @@ def batch_gradient(
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.default_generator.manual_seed(seed)
             _, loss = forward(model, loss_name, x, y)
-            if not bool(torch.isfinite(loss).all()):
-                raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {float(loss)}; {ADVICE}")
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {value}; {ADVICE}")
             if not loss.requires_grad:
                 raise ModelError("the loss depends on no parameter that can be trained")
             _backward(loss, x, y)
@@ -75,7 +77,7 @@ def batch_gradient(
         model.zero_grad(set_to_none=True)
     if (name := not_finite(layout, gradient)) is not None:
         raise NonFiniteGradient(f"the gradient of {name} holds NaN or infinity; {ADVICE}")
-    return BatchGradient(gradient, read_buffers(model, layout), samples, float(loss))
+    return BatchGradient(gradient, read_buffers(model, layout), samples, value)
 
 
 def _backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
