@@ -1,0 +1,124 @@
+"""Following a run: events as they come, and what is said when a peer ends badly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerless.launch.follow import EventTail, follow
+from tests.fakes.clock import FakeClock
+
+
+@dataclass
+class FakeChild:
+    """A process that ends with the given statuses, one per look."""
+
+    statuses: list[int | None]
+    log: str = ""
+    terminated: bool = False
+
+    def poll(self) -> int | None:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def terminate(self) -> None:
+        self.terminated = True
+        if self.statuses[0] is None:
+            self.statuses = [0]
+
+    def log_tail(self) -> str:
+        return self.log
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it was told."""
+
+    events: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def training(self, peers: int, rounds: int) -> None: ...
+
+    def event(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def write(path: Path, *events: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+
+
+def test_a_half_written_line_waits_for_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = EventTail(path)
+    assert list(tail.new()) == []
+    path.write_text('{"event": "a"}\n{"eve')
+    assert [event["event"] for event in tail.new()] == ["a"]
+    with open(path, "a") as file:
+        file.write('nt": "b"}\n')
+    assert [event["event"] for event in tail.new()] == ["b"]
+    assert list(tail.new()) == []
+
+
+def test_a_run_that_goes_well_has_no_failure(tmp_path: Path) -> None:
+    path, seen = tmp_path / "events.jsonl", Recorder()
+    write(path, {"event": "round_started", "rank": 0})
+    children = [FakeChild([None, 0]), FakeChild([None, None, 0])]
+    assert follow(children, path, seen, FakeClock()) is None  # type: ignore[arg-type]
+    assert [event["event"] for event in seen.events] == ["round_started"]
+    assert not any(child.terminated for child in children)
+
+
+def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    write(path, {"event": "failed", "rank": 1, "error": "batch 3: too hot"})
+    children = [FakeChild([None]), FakeChild([1])]
+    assert follow(children, path, Recorder(), FakeClock()) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
+    assert children[0].terminated
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "sentence"),
+    [
+        (137, "", "peer 1 was killed by signal 9; its log is empty"),
+        (1, "peerless: no broker", "peer 1 ended with status 1; its log ends with: peerless: no broker"),
+    ],
+)
+def test_a_peer_that_cannot_tell_is_told_about(tmp_path: Path, status: int, log: str, sentence: str) -> None:
+    children = [FakeChild([None]), FakeChild([None, status], log)]
+    assert follow(children, tmp_path / "none", Recorder(), FakeClock()) == sentence  # type: ignore[arg-type]
+    assert children[0].terminated
+
+
+class InterruptingClock(FakeClock):
+    """Ctrl-C arrives during the first waits, as often as asked."""
+
+    def __init__(self, interrupts: int) -> None:
+        super().__init__()
+        self.interrupts = interrupts
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_once_ends_in_order(tmp_path: Path) -> None:
+    children, seen = [FakeChild([None]), FakeChild([None])], Recorder()
+    assert follow(children, tmp_path / "none", seen, InterruptingClock(1)) is None  # type: ignore[arg-type]
+    assert all(child.terminated for child in children)
+    assert seen.notes == ["ending after this round; Ctrl-C again stops at once"]
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
+    stubborn = FakeChild([None])
+    stubborn.terminate = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        follow([stubborn], tmp_path / "none", Recorder(), InterruptingClock(2))  # type: ignore[list-item]

@@ -1,0 +1,76 @@
+"""From peers' reports to the figures of summary.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from contract.config import RunConfig
+from contract.records import PeerReport
+from peerless.launch.result import SavedModel, mean_stages, summarise
+
+
+def report(rank: int, **changes: Any) -> PeerReport:
+    """A report of a peer that went well."""
+    values: dict[str, Any] = {
+        "run": "r",
+        "rank": rank,
+        "incarnation": 1,
+        "rounds": 10,
+        "epochs": 2,
+        "reason": "epoch_limit",
+        "weights_sha256": "a" * 64,
+        "model_sha256": "b" * 64,
+        "best_validation_loss": 0.25,
+        "seconds_training": 5.0 + rank,
+        "bytes_sent": 100 + rank,
+        "bytes_received": 300,
+        "gradient_bytes_raw": 8_000,
+        "gradient_bytes_encoded": 1_000,
+        "lambda_invocations": 20,
+        "state_machine_executions": 10,
+        "stages": {"compute": {"seconds": 2.0 * (rank + 1), "peak_bytes": 50.0 * (rank + 1)}},
+    }
+    return PeerReport(**{**values, **changes})
+
+
+def summary(reports: list[PeerReport], error: str | None = None, model: SavedModel | None = None) -> dict[str, Any]:
+    return summarise(
+        run="r", config=RunConfig(peers=2), reports=reports, model=model, counters={}, seconds_total=9.0, error=error
+    )
+
+
+def test_the_figures_of_a_run_that_went_well() -> None:
+    model = SavedModel(sha256="b" * 64, safetensors=b"", test_loss=0.2, test_accuracy=0.98)
+    made = summary([report(0), report(1)], model=model)
+    required = {
+        "run_id", "mode", "peers", "peers_lost", "rounds", "epochs", "reason", "test_accuracy", "validation_loss",
+        "weights_sha256", "model_sha256", "seconds_total", "seconds_training", "bytes_sent", "bytes_received",
+        "compression_ratio", "lambda_invocations", "state_machine_executions", "gradient_service", "stages",
+    }  # fmt: skip
+    assert required <= set(made)
+    assert made["weights_sha256"] == {"0": "a" * 64, "1": "a" * 64}
+    assert made["compression_ratio"] == 8.0
+    assert made["lambda_invocations"] == 40
+    assert made["seconds_training"] == 6.0
+    assert made["bytes_sent"] == {"0": 100, "1": 101}
+    assert (made["reason"], made["peers_lost"], made["test_accuracy"]) == ("epoch_limit", 0, 0.98)
+
+
+def test_a_peer_without_a_report_or_with_an_error_is_lost() -> None:
+    made = summary([report(0), report(1, error="it burnt", reason="failed")], error="peer 1: it burnt")
+    assert (made["peers_lost"], made["lost_ranks"], made["reason"]) == (1, [1], "failed")
+    assert set(made["weights_sha256"]) == {"0"}
+    assert summary([])["peers_lost"] == 2
+
+
+def test_nothing_is_invented_where_nothing_was_measured() -> None:
+    made = summary([], error="no peer came up")
+    for name in ("test_accuracy", "validation_loss", "model_sha256", "compression_ratio"):
+        assert made[name] is None
+    assert made["error"] == "no peer came up"
+
+
+def test_stages_are_means_over_peers_and_the_largest_peak() -> None:
+    assert mean_stages([report(0), report(1)]) == {"compute": {"seconds": pytest.approx(3.0), "peak_bytes": 100.0}}
