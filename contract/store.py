@@ -8,6 +8,7 @@ nonce, so two writers never write the same bytes by chance.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import threading
@@ -232,7 +233,8 @@ class S3Store:
         if answer is None:
             return None
         try:
-            with answer["Body"] as stream:
+            # Its own `with` would hand out the raw stream, which does not notice that bytes are missing.
+            with contextlib.closing(answer["Body"]) as stream:
                 data: bytes = stream.read()
         except _NO_ANSWER as error:
             raise _Busy(type(error).__name__) from error
