@@ -40,11 +40,11 @@ class DataConfig(Section):
     """Where samples come from and how they are divided among the peers."""
 
     source: str = "mnist"
-    """`mnist`, `fashion-mnist`, `cifar10`, `npz`, `image-folder`, or `package.module:callable` returning a torch Dataset."""
+    """`mnist`, `fashion-mnist`, `cifar10`, `npz`, `image-folder`, or `package.module:callable` (a torch Dataset)."""
     path: str = ""
     """File or folder of the data; empty means the cache, filled by a download where the source has one."""
     test_path: str = ""
-    """File or folder of the test set, for `npz`, `image-folder` and own sources; empty splits one off (`test_fraction`)."""
+    """File or folder of the test set, for `npz`, `image-folder` and own sources; empty splits `test_fraction` off."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the samples that becomes the test set where the source brings none."""
     image_size: Annotated[int, Field(ge=0, le=1024)] = 0

@@ -101,7 +101,7 @@ def sample_array(x: NDArray[Any], where: str) -> Values:
 
 def count_classes(*labels: NDArray[np.int64] | None, where: str) -> int:
     """The highest label plus one. Raises DataError where the labels cannot be class numbers."""
-    highest = max((int(y.max()) for y in labels if y is not None and y.size), default=0)
+    highest = max((0, *(int(y.max()) for y in labels if y is not None and y.size)))
     if highest >= MOST_CLASSES:
         raise DataError(f"{where}: the labels go up to {highest}; number the classes from 0")
     return highest + 1

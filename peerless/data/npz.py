@@ -42,11 +42,12 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays that we know by name; others in the file are not even read."""
     known = {name for pair in (*_TRAINING, *_TEST) for name in pair}
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} holds one bare array; save samples and labels with numpy.savez(path, x=…, y=…)")
-        with loaded:
-            return {name: loaded[name] for name in loaded.files if name in known}
+        with path.open("rb") as file:  # opened here, because numpy leaves it open when it is no zip file
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds one bare array; save samples and labels with numpy.savez(…, x=…, y=…)")
+            with loaded:
+                return {name: loaded[name] for name in loaded.files if name in known}
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; data.path must name an npz file") from error
     except IsADirectoryError as error:

@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from infra.local.cloud import LocalCloud
 
 from contract import models, tensors
 from contract.clock import Clock, SystemClock
@@ -27,6 +26,7 @@ from contract.errors import ConfigError, ModelError, RunFailed
 from contract.modelspec import ModelSpec
 from contract.runspec import RunSpec, rounds_per_epoch
 from contract.store import S3Store
+from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from peerless import data
 from peerless.launch import result, shipping
@@ -63,13 +63,7 @@ class Workload:
     def of(cls, config: RunConfig, log: Callable[[str], None], dataset: data.Dataset | None = None) -> Workload:
         """Read the data (`dataset` instead, if given) and build the model. Raises DataError, ModelError."""
         prepared = data.prepare(config, data.load(config.data, log=log) if dataset is None else dataset)
-        spec = ModelSpec(
-            name=config.model,
-            classes=prepared.classes,
-            channels=prepared.channels,
-            image_size=prepared.image_size,
-            options=config.model_options,
-        )
+        spec = prepared.model_spec(config)
         model = models.initial_weights(spec, config.seed)
         layout = tensors.Layout.of(model)
         if config.init_from:
@@ -81,16 +75,22 @@ class Workload:
         return cls(prepared=prepared, spec=spec, layout=layout, model=model)
 
 
+def batches_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The most batches of one round, by rank."""
+    return tuple(min(count, config.batches_per_round or count) for count in batches)
+
+
 def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     """Replace `compute.state_machine = auto` by the form that fits, for peers to know. Raises ConfigError."""
     if config.compute.service == "local":
         return config
     size = config.batches_per_round
-    mode = choose_mode(config.compute.state_machine, min(max(batches), size) if size else max(batches))
+    mode = choose_mode(config.compute.state_machine, max(batches_per_round(config, batches)))
     if mode == "parallel" and size and any(count % size for count in batches):
         raise ConfigError(
             "compute.state_machine = parallel has a fixed number of branches, but partitions of "
-            f"{list(batches)} batches are no multiples of batches_per_round = {size}; use batches_per_round = 0 or inline_map"
+            f"{list(batches)} batches are no multiples of batches_per_round = {size}; "
+            "use batches_per_round = 0 or inline_map"
         )
     compute = config.compute.model_copy(update={"state_machine": mode.value})
     return config.model_copy(update={"compute": compute})
@@ -121,7 +121,7 @@ def train_local(
         stack.enter_context(shipping.importable(config.code))
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
-        resolved = resolve_mode(config, work.prepared.batch_counts)
+        resolved = resolve_mode(config, work.prepared.batches)
         folder = RunFolder.create(target)
         code, digest = shipping.bundle(config.code, folder.code)
         kept = config.model_copy(update={"code": code})
@@ -130,9 +130,10 @@ def train_local(
             own = config.data.model_copy(update={"source": "npz", "path": str(folder.dataset.resolve())})
             kept = kept.model_copy(update={"data": own})
         folder.write(folder.config, kept.to_toml().encode())
-        cloud = _cloud(stack, folder, observer)
+        cloud, stays = _cloud(stack, folder, observer)
         session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
-        stack.callback(session.remove)
+        if stays:
+            stack.callback(session.remove)
         session.provide()
         error = session.train(stack)
         summary = session.finish(started, error)
@@ -165,12 +166,13 @@ class _Session:
     def provide(self) -> None:
         """Buckets, workers, state machines, data, initial weights and the run's specification."""
         config, work = self._config, self._work
-        batches = work.prepared.batch_counts
+        batches = work.prepared.batches
         self._observer.note(f"uploading {sum(batches)} batches of {config.peers} peers")
         self._resources.create_buckets()
         machines = ("",) * config.peers
         if config.compute.service == "lambda":  # registered first: workers import torch while the data travel
-            machines = self._resources.create_workers(config, batches, self._environment(), self._workers())
+            counts = batches_per_round(config, batches)
+            machines = self._resources.create_workers(config, counts, self._environment(), self._workers())
         uploaded = data.upload(work.prepared, self._store, self._places)
         flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
         sha256 = tensors.weights_hash(work.layout, flat, buffers)
@@ -229,7 +231,7 @@ class _Session:
         child = Child.start(
             f"peer {rank}",
             command,
-            env=self._environment(),
+            env={**self._cloud.environment(os.environ), **self._environment()},
             log_path=self._folder.logs / f"peer-{rank}.log",
             grace_seconds=END_SECONDS,
         )
@@ -237,14 +239,9 @@ class _Session:
         return child
 
     def _environment(self) -> dict[str, str]:
-        """Environment of peers and workers: where the servers are, the user's code, the configured threads."""
+        """What peers and workers need beside the servers' addresses: the user's code and the configured threads."""
         threads = str(self._config.compute.threads)
-        environment = {
-            **os.environ,
-            **self._cloud.environment(),
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        }
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self._digest:
             code = str(self._folder.code.resolve())
             environment["PEERLESS_CODE_DIR"] = code
@@ -263,16 +260,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cloud(stack: ExitStack, folder: RunFolder, observer: Observer) -> LocalCloud:
-    """The cloud that `peerless local up` keeps running here, or one for this run alone."""
-    kept = LocalCloud.attach(LOCAL_FOLDER)
-    if kept is not None:
+def _cloud(stack: ExitStack, folder: RunFolder, observer: Observer) -> tuple[LocalCloud, bool]:
+    """The cloud that `peerless local up` keeps running here, or one for this run alone; and whether it stays."""
+    if LocalCloud.status(LOCAL_FOLDER)["state"] == "running":
         observer.note("using the servers of `peerless local up`")
-        return kept
+        return LocalCloud.attach(LOCAL_FOLDER), True
     observer.note("starting local AWS, RabbitMQ and the Lambda service")
-    return stack.enter_context(
-        LocalCloud.start(folder.logs, broker_url=os.environ.get("PEERLESS_BROKER_URL"), log=observer.note)
-    )
+    return stack.enter_context(LocalCloud.start(folder.path, log=observer.note)), False
 
 
 @contextmanager

@@ -23,8 +23,8 @@ def preview(path: Path, overrides: Sequence[str], log: Callable[[str], None]) ->
     with shipping.importable(config.code):
         work = Workload.of(config, log)
     prepared = work.prepared
-    resolved = resolve_mode(config, prepared.batch_counts)
-    rounds = rounds_per_epoch(prepared.batch_counts, config.batches_per_round)
+    resolved = resolve_mode(config, prepared.batches)
+    rounds = rounds_per_epoch(prepared.batches, config.batches_per_round)
     sample = np.random.default_rng(config.seed).standard_normal(work.layout.elements, dtype=np.float32)
     return {
         "data": config.data.source,
@@ -42,7 +42,7 @@ def preview(path: Path, overrides: Sequence[str], log: Callable[[str], None]) ->
         "peers": [
             {"rank": rank, "samples": samples, "batches": batches, "labels": labels}
             for rank, (samples, batches, labels) in enumerate(
-                zip(prepared.samples, prepared.batch_counts, label_counts(prepared), strict=True)
+                zip(prepared.samples, prepared.batches, label_counts(prepared), strict=True)
             )
         ],
     }

@@ -8,12 +8,12 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from infra.local.cloud import LocalCloud
 
 from contract.config import RunConfig
 from contract.errors import LocalStackError
 from contract.keys import Places
-from statemachines import choose_mode, definition
+from infra.local.cloud import LocalCloud
+from statemachines import Mode, definition
 
 HANDLER = "lambdas.gradient_worker.handler.handler"
 #: The local AWS checks no permissions; a role must merely have the form of one.
@@ -67,7 +67,7 @@ class LocalResources:
     ) -> tuple[str, ...]:
         """Register the gradient worker and one state machine per peer.
 
-        `batches` is the number of batches per round and peer; `config.compute.state_machine` must be a concrete mode.
+        `batches` is the number of batches of a round, by rank; `config.compute.state_machine` must be a concrete mode.
         Returns the state machine ARNs in rank order.
         """
         arn = self._cloud.register_function(
@@ -79,10 +79,9 @@ class LocalResources:
             env=environment,
         )
         self._functions.append(self._function)
-        mode = choose_mode(config.compute.state_machine, max(batches))
         for rank, count in enumerate(batches):
             machine = definition(
-                mode,
+                Mode(config.compute.state_machine),
                 function_arn=arn,
                 batches=count,
                 concurrency=config.compute.concurrency,
@@ -97,7 +96,7 @@ class LocalResources:
             self._machines.append(created["stateMachineArn"])
         return tuple(self._machines)
 
-    def invocations(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
         """What the local Lambda service counted for this run's function (empty without one)."""
         return self._cloud.function_counters(self._function) if self._functions else {}
 
