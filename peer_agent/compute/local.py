@@ -1,0 +1,86 @@
+"""Gradients in the peer's own process, batch by batch: the instance-based baseline of the paper.
+
+The mathematics, the seeds and the order of additions are those of the Lambda workers, so both give the same gradient
+(`compute.gradient_codec` applies to gradients that travel; here none does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.batches import BatchRef, decode_batch
+from contract.codec import codec
+from contract.errors import CorruptObject, PermanentError
+from contract.gradients import BatchGradient, batch_gradient
+from contract.keys import Place
+from contract.models import build
+from contract.runspec import RunSpec
+from contract.store import ObjectStore
+from contract.tasks import gradient_seed
+from contract.tensors import Buffers, Layout
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
+from peer_agent.ports import RoundGradient
+
+
+class LocalGradientService:
+    """Holds a model of its own, so that others of the process may be used at the same time."""
+
+    def __init__(self, spec: RunSpec, rank: int, *, store: ObjectStore) -> None:
+        """Raises ModelError when the model cannot be built."""
+        self._spec, self._rank, self._store = spec, rank, store
+        self._model = build(spec.model)
+        self._layout = Layout.of(self._model)
+        self._closed = False
+
+    def compute(
+        self,
+        *,
+        round: int,
+        incarnation: int,
+        weights_sha256: str,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        batches: Sequence[BatchRef],
+        seed: int,
+    ) -> RoundGradient:
+        """Gradient at `flat` (n,) float32 and `buffers`; see GradientService. Raises GradientFailed."""
+        mean = BatchMean(self._layout, batches)
+        raw = codec("none")
+        bytes_in = 0
+
+        def fetch(batch: BatchRef) -> bytes:
+            with failing_as(name_batch(batch.index, self._rank, round)):
+                return self._fetch(batch)
+
+        for batch, blob in one_ahead(fetch, batches):
+            bytes_in += len(blob)
+            with failing_as(name_batch(batch.index, self._rank, round)):
+                if self._closed:
+                    raise PermanentError("the peer was stopped")
+                made = self._gradient(batch, blob, flat, buffers, seed)
+                mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
+        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
+
+    def close(self) -> None:
+        """A running computation ends at its next batch."""
+        self._closed = True
+
+    def _gradient(
+        self, batch: BatchRef, blob: bytes, flat: NDArray[np.float32], buffers: Buffers, seed: int
+    ) -> BatchGradient:
+        x, y = decode_batch(blob, batch.sha256)
+        if len(y) != batch.samples:
+            raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
+        loss = self._spec.config.loss
+        batch_seed = gradient_seed(seed, batch.index)
+        return batch_gradient(self._model, self._layout, loss, flat, buffers, x, y, seed=batch_seed)
+
+    def _fetch(self, batch: BatchRef) -> bytes:
+        places = self._spec.places
+        place = Place(places.peer_buckets[self._rank], batch.key, places.account)
+        if batch.length is None:
+            return self._store.get(place)
+        return self._store.get_range(place, batch.offset, batch.length)
