@@ -84,8 +84,9 @@ class Contributions:
     def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
         """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject."""
         header = wire.decode_header(body)
-        whole = header.payload_bytes + header.buffers_bytes < len(body)
-        return (self._decode(body).header, body) if whole else (header, b"")
+        if len(body) == len(wire.header_part(body)):
+            return header, b""
+        return self._decode(body).header, body
 
     def keep(self, header: FrameHeader, frame: bytes) -> int:
         """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
