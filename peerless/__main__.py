@@ -1,0 +1,5 @@
+"""`python -m peerless`, the same as the `peerless` command."""
+
+from peerless.cli import main
+
+main()

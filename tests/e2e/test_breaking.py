@@ -1,0 +1,177 @@
+"""What a user meets when something goes wrong: one sentence, the right exit status, nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contract.clock import SystemClock
+from tests.e2e.conftest import Workplace
+
+BROKEN_MODEL = """
+import torch
+
+class Broken(torch.nn.Linear):
+    def __init__(self, classes):
+        super().__init__(64, classes)
+
+    def forward(self, x):
+        raise ValueError("the model's own mistake")
+"""
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an error; there must be no traceback."""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("peerless: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def wait_for(condition: object, what: str, seconds: float = 60.0) -> None:
+    """Return once `condition()` holds; the wait is bounded and fails with what was waited for."""
+    clock = SystemClock()
+    deadline = clock.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert clock.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        clock.sleep(0.05)
+
+
+def rounds_of(folder: Path) -> int:
+    """Commits that peer 0 has applied."""
+    events = folder / "events.jsonl"
+    lines = events.read_text().splitlines() if events.exists() else []
+    return sum('"event":"commit"' in line.replace(" ", "") and '"rank":0' in line.replace(" ", "") for line in lines)
+
+
+def start(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
+    """Start a long run and return once its third round is committed."""
+    command = place.command("train", "config.toml", "--local", "--run-dir", "run", "--set", "epochs=500", *arguments)
+    process = subprocess.Popen(
+        command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: process.poll() is not None or rounds_of(place.path / "run") >= 3, "the third round", 90)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    return [str(process) for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "named"),
+    [
+        (["--set", "optimiser.lr=1"], 2, "unknown key optimiser; did you mean optimizer?"),
+        (["--set", "data.path=absent.npz"], 2, "absent.npz is missing"),
+        (["--peers", "900"], 2, "900 peers"),
+        (["--set", "model=nowhere:Net"], 2, "nowhere"),
+        (["--set", "init_from=absent.safetensors"], 2, "absent.safetensors"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(
+    workplace: Workplace, arguments: list[str], status: int, named: str
+) -> None:
+    done = workplace.peerless("train", "config.toml", "--local", "--run-dir", "mistake", *arguments)
+    assert done.returncode == status
+    assert named in sentence(done)
+    assert not (workplace.path / "mistake").exists()
+
+
+def test_a_used_run_folder_is_refused(workplace: Workplace) -> None:
+    (workplace.path / "used").mkdir(exist_ok=True)
+    (workplace.path / "used" / "file").touch()
+    done = workplace.peerless("train", "config.toml", "--local", "--run-dir", "used")
+    assert done.returncode == 2
+    assert "used: the run folder exists and is not empty" in sentence(done)
+
+
+def test_a_corrupt_data_file_is_told(lonely_workplace: Workplace) -> None:
+    data = lonely_workplace.path / "data.npz"
+    data.write_bytes(data.read_bytes()[:2_000])
+    done = lonely_workplace.peerless("train", "config.toml", "--local")
+    assert done.returncode == 2
+    assert "data.npz" in sentence(done)
+    assert not (lonely_workplace.path / "runs").exists()
+
+
+def test_a_model_that_raises_in_the_worker_is_told(workplace: Workplace) -> None:
+    (workplace.path / "broken.py").write_text(BROKEN_MODEL)
+    done = workplace.peerless(
+        "train", "config.toml", "--local", "--run-dir", "raises", "--set", "model=broken:Broken",
+        "--set", 'code.include=["broken.py"]',
+    )  # fmt: skip
+    assert done.returncode == 1
+    told = sentence(done)
+    assert "the model's own mistake" in told
+    assert "batch" in told
+    summary = json.loads((workplace.path / "raises" / "summary.json").read_text())
+    assert summary["reason"] == "failed"
+    assert "the model's own mistake" in summary["error"]
+
+
+def test_an_unreachable_broker_is_named(lonely_workplace: Workplace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"amqp://someone:hush@127.0.0.1:{port}/"
+    done = lonely_workplace.peerless("train", "config.toml", "--local", PEERLESS_BROKER_URL=url)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in sentence(done)
+    assert "hush" not in done.stderr + done.stdout
+
+
+def test_ctrl_c_ends_a_run_in_order(workplace: Workplace) -> None:
+    process = start(workplace)
+    started = descendants(process)
+    os.kill(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors + output
+    folder = workplace.path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["reason"] == "interrupted"
+    assert summary["rounds"] >= 3
+    assert len(set(summary["weights_sha256"].values())) == 1
+    assert len(summary["weights_sha256"]) == 3
+    assert (folder / "model.safetensors").exists()
+    assert "interrupted" in output
+    wait_for(lambda: not alive(started), "the run's processes to end", 20)
+
+
+def test_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace)
+    started = descendants(process)
+    (victim,) = [child for child in started if child.name().startswith("python") and _is_peer(child, 1)]
+    victim.kill()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    told = [line for line in errors.splitlines() if line.startswith("peerless: ")]
+    assert len(told) == 1
+    assert "peer 1 was killed by signal 9" in told[0]
+    wait_for(lambda: not alive(started), "the run's processes to end", 20)
+
+
+def test_a_killed_launcher_leaves_nothing_running(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace)
+    started = descendants(process)
+    assert len(started) > 8, "servers, workers and peers"
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not alive(started), f"the end of {len(started)} processes", 75)
+
+
+def _is_peer(process: psutil.Process, rank: int) -> bool:
+    words = process.cmdline()
+    return words[1:3] == ["-m", "peer_agent"] and words[words.index("--rank") + 1] == str(rank)

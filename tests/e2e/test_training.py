@@ -1,0 +1,121 @@
+"""Whole runs through the command line: real peers, real workers, real RabbitMQ, the local AWS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.e2e.conftest import Workplace
+
+
+@pytest.fixture(scope="module")
+def first(workplace: Workplace) -> dict:
+    """The run that several tests look at."""
+    return workplace.train(run_dir="first")
+
+
+def test_a_synchronous_run_ends_with_the_same_weights_everywhere(first: dict, workplace: Workplace) -> None:
+    assert len(set(first["weights_sha256"].values())) == 1
+    assert list(first["weights_sha256"]) == ["0", "1", "2"]
+    assert first["reason"] == "epoch_limit"
+    assert first["rounds"] == 2 * 3, "600 samples, 3 peers, batches of 40, 2 a round: 2.5, so 3 rounds an epoch"
+    assert first["peers_lost"] == 0
+    assert first["test_accuracy"] > 0.9
+    assert first["state_machine_executions"] == 3 * first["rounds"]
+    assert first["lambda_invocations"] == first["lambda_service"]["invocations"] == 3 * (2 + 2 + 1) * 2
+    assert first["compression_ratio"] > 5, "a small model: headers count"
+    folder = workplace.path / "first"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml", "events.jsonl", "model.safetensors", "summary.json", "logs"
+    }  # fmt: skip
+    assert load_file(folder / "model.safetensors")
+    stages = {"compute", "send", "receive", "update", "convergence"}
+    assert stages <= set(first["stages"])
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert {event["rank"] for event in events} == {0, 1, 2}
+    assert stages <= {event["stage"] for event in events if event["event"] == "stage"}
+
+
+def test_the_run_folder_repeats_the_run_bit_for_bit(first: dict, workplace: Workplace) -> None:
+    done = workplace.peerless("train", "first/config.toml", "--local", "--json", "--run-dir", "again")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["weights_sha256"] == first["weights_sha256"]
+    assert again["model_sha256"] == first["model_sha256"]
+
+
+def test_the_instance_based_baseline_reaches_the_same(first: dict, workplace: Workplace) -> None:
+    made = workplace.train("--set", "compute.service=local", run_dir="baseline")
+    assert (made["lambda_invocations"], made["state_machine_executions"]) == (0, 0)
+    assert made["gradient_service"] == "local"
+    assert made["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["distributed_map", "parallel"])
+def test_every_form_of_the_state_machine_gives_the_same_weights(first: dict, workplace: Workplace, mode: str) -> None:
+    sizes = ["--set", "batches_per_round=0", "--set", "epochs=3"]
+    inline = workplace.train(*sizes, run_dir=f"inline-{mode}")
+    made = workplace.train(*sizes, "--set", f"compute.state_machine={mode}", run_dir=mode)
+    assert made["rounds"] == 3
+    assert made["weights_sha256"] == inline["weights_sha256"]
+
+
+def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
+    made = workplace.train("--set", "mode=async", "--set", "epochs=4", run_dir="async")
+    assert made["mode"] == "async"
+    assert len(set(made["weights_sha256"].values())) == 1
+    assert made["test_accuracy"] > 0.9
+
+
+def test_a_script_trains_its_own_model_on_its_own_data(workplace: Workplace) -> None:
+    (workplace.path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=workplace.path, env=workplace.environment(),
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["accuracy"] > 0.9
+    assert told["layers"] == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert told["events"] > 10
+    assert told["source"] == "npz", "the data were kept, so that the run can be repeated"
+
+
+SCRIPT = """
+import json
+import torch
+import peerless
+
+HIDDEN = 16
+
+class Net(torch.nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(channels, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, classes)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+draw = torch.Generator().manual_seed(0)
+y = torch.randint(2, (500,), generator=draw)
+x = torch.randn(500, 4, generator=draw) + 3.0 * y[:, None]
+run = peerless.train(
+    {"name": "script", "peers": 2, "epochs": 3, "batch_size": 20, "data": {"validation_samples": 50}},
+    model=Net,
+    dataset=torch.utils.data.TensorDataset(x, y),
+    run_dir="from-script",
+)
+told = {
+    "accuracy": run.summary["test_accuracy"],
+    "layers": list(run.weights()),
+    "events": len(run.metrics()),
+    "source": run.config.data.source,
+}
+print(json.dumps(told))
+"""
