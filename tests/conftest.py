@@ -39,7 +39,7 @@ def aws(local_cloud: LocalCloud) -> Callable[[str], Any]:
     """boto3 clients of the MiniStack, by service: `aws("s3")`."""
 
     def client(service: str) -> Any:
-        return boto3.client(
+        return boto3.client(  # type: ignore[call-overload]
             service,
             endpoint_url=local_cloud.endpoint_url,
             region_name=local_cloud.region,

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import boto3
@@ -74,13 +74,14 @@ class LocalCloud:
             aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting)
             broker = pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
             service = pool.submit(_start_lambda_service, folder, starting)
+            starts: list[Future[Any]] = [service, aws, broker]
             try:
-                wait((aws, broker, service), return_when=FIRST_EXCEPTION)
-                _raise_first(aws, broker, service)
+                wait(starts, return_when=FIRST_EXCEPTION)
+                _raise_first(starts)
             except BaseException:
                 starting.cancelled.set()
                 pool.shutdown(wait=True)
-                _stop([child for child in map(_child_of, (service, aws, broker)) if child is not None])
+                _stop([child for start in starts if (child := _child_of(start)) is not None])
                 raise
         return cls._of(aws.result(), broker.result(), service.result())
 
@@ -124,6 +125,11 @@ class LocalCloud:
         """Raises LocalStackError when one of this object's servers has ended."""
         for failure in self.failures():
             raise LocalStackError(failure)
+
+    @property
+    def children(self) -> Mapping[str, Child]:
+        """The processes of this object's servers by name; empty for one who attached."""
+        return MappingProxyType(self._children)
 
     @property
     def region(self) -> str:
@@ -227,7 +233,7 @@ class LocalCloud:
         return self._lambda.counters(name)
 
     def _client(self, service: str) -> Any:
-        return boto3.client(
+        return boto3.session.Session().client(  # type: ignore[call-overload]
             service,
             endpoint_url=self.endpoint_url,
             region_name=REGION,
@@ -318,7 +324,7 @@ def _lambda_answers(url: str) -> bool:
     return True
 
 
-def _raise_first(*starts: Future[Any]) -> None:
+def _raise_first(starts: list[Future[Any]]) -> None:
     for start in starts:
         if start.done():
             start.result()
@@ -328,7 +334,7 @@ def _child_of(start: Future[Any]) -> Child | None:
     """The process of a start that went well before another one failed."""
     if start.cancelled() or start.exception() is not None:
         return None
-    result = start.result()
+    result: MiniStack | Broker | tuple[Child, int] = start.result()
     return result[0] if isinstance(result, tuple) else result.child
 
 

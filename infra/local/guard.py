@@ -66,10 +66,10 @@ class Guard:
             self._become_command(failed_write, guard_pid)
         os.close(failed_write)
         with os.fdopen(failed_read, "rb") as failed:
-            number = failed.read()
-        if number:
+            said = failed.read()
+        if said:
             os.waitpid(self.pid, 0)
-            raise OSError(int(number), os.strerror(int(number)), self._command[0])
+            raise OSError(int(said), os.strerror(int(said)), self._command[0])
 
     def _become_command(self, failed_write: int, guard_pid: int) -> None:
         """The forked child's way to the command: its own session, default signals, nothing to read."""

@@ -36,6 +36,8 @@ _ENGINE_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
 _PROBE_SECONDS = 5.0
 _ATTEMPTS = 3
+#: More schedulers than that cost memory and gain nothing here.
+_MOST_CORES = 4
 #: What an AMQP client says first, and the type of the frame with which a broker answers it.
 _AMQP_HEADER, _METHOD_FRAME = b"AMQP\x00\x00\x09\x01", 1
 #: Amazon MQ's values; see docs/operations.md. Sizes in bytes, times in seconds or milliseconds as RabbitMQ has them.
@@ -232,6 +234,7 @@ def configuration(port: int, password: str, later_limits: bool) -> str:
 def node_environment(server: Server, home: Path, port: int, distribution_port: int) -> dict[str, str]:
     """All that a private node gets, so that no RABBITMQ_ or ERL_ setting of the user's reaches it."""
     node = f"peerless-{port}@localhost"
+    cores = min(os.cpu_count() or 1, _MOST_CORES)
     path = [*server.path, os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
     return {
         "PATH": os.pathsep.join(path),
@@ -249,7 +252,7 @@ def node_environment(server: Server, home: Path, port: int, distribution_port: i
         "RABBITMQ_LOG_BASE": str(home / "log"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
             f"-sname {node} -start_epmd false -erl_epmd_port {distribution_port} "
-            "-kernel inet_dist_use_interface {127,0,0,1}"
+            f"-kernel inet_dist_use_interface {{127,0,0,1}} +S {cores}:{cores}"
         ),
         # The server asks for a port mapper all the same. A port where nobody answers costs nothing; one where somebody
         # else answers, such as the distribution itself, costs ten seconds.

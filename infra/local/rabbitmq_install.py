@@ -41,7 +41,7 @@ ADVICE = {
 _MANIFEST = "peerless.json"
 _LAYOUT = 1
 #: What Debian's package asks for that a private node never calls.
-_UNNEEDED = re.compile(r"(adduser|logrotate|socat|libwrap0|libpopt0|lsb-base|python3.*|perl.*|init.*|sysv.*|passwd)$")
+_UNNEEDED = {"libpopt0", "libwrap0"}
 _RESOLVE_SECONDS, _UPDATE_SECONDS, _DOWNLOAD_SECONDS, _UNPACK_SECONDS = 60.0, 300.0, 900.0, 120.0
 
 
@@ -98,7 +98,7 @@ def unpacked_server(environ: Mapping[str, str], log_path: Path, starting: Starti
     starting.note("fetching RabbitMQ as Debian packages (35 MB, once)")
     work = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
     try:
-        apt = _Apt(work, log_path, starting)
+        apt = _Apt(work, environ, log_path, starting)
         packages = apt.download()
         if not packages:
             return None
@@ -124,7 +124,8 @@ def unpacked_server(environ: Mapping[str, str], log_path: Path, starting: Starti
 class _Apt:
     """apt-get without root: with the system's package lists, else with lists of its own."""
 
-    def __init__(self, work: Path, log_path: Path, starting: Starting) -> None:
+    def __init__(self, work: Path, environ: Mapping[str, str], log_path: Path, starting: Starting) -> None:
+        self._environ = environ
         self._log_path = log_path
         self._starting = starting
         self._debs = work / "debs"
@@ -135,8 +136,9 @@ class _Apt:
 
     def run(self, command: list[str], timeout_seconds: float) -> tuple[int, str]:
         """Run in the download folder; gives exit status and output."""
-        env = {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", "LC_ALL": "C", "HOME": str(self._debs)}
-        env |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        path = f"{self._environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+        env = {"PATH": path, "LC_ALL": "C", "HOME": str(self._debs)}
+        env |= {name: value for name, value in self._environ.items() if name.lower().endswith("_proxy")}
         return run_command(
             command[0],
             command,
@@ -158,18 +160,29 @@ class _Apt:
 
     def _download(self, options: list[str]) -> bool:
         ask = ["apt-get", *options, "--simulate", "--no-install-recommends", "install", "rabbitmq-server"]
-        code, output = self.run(ask, _RESOLVE_SECONDS)
-        names = packages_of(output)
-        if code != 0 or "rabbitmq-server" not in [name.partition("=")[0] for name in names]:
+        # As for a machine without any package, because an Erlang that is installed in part cannot be completed.
+        _, for_empty = self.run([*ask, "-o", "Dir::State::status=/dev/null"], _RESOLVE_SECONDS)
+        _, for_this = self.run(ask, _RESOLVE_SECONDS)
+        names = packages_of(for_empty, for_this)
+        if not names:
             return False
         code, _ = self.run(["apt-get", *options, "download", *names], _DOWNLOAD_SECONDS)
         return code == 0
 
 
-def packages_of(simulation: str) -> list[str]:
-    """`name=version` of what apt-get would install, without what a private node never calls."""
-    found = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", simulation, flags=re.MULTILINE)
-    return [f"{name}={version}" for name, version in found if not _UNNEEDED.match(name)]
+def packages_of(for_empty: str, for_this: str) -> list[str]:
+    """`name=version` of what to unpack, from two simulations of apt-get: on an empty machine, and on this one.
+
+    Server and Erlang as a whole, and of the libraries those that this machine lacks. Empty without a server.
+    """
+    found = [
+        re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", text, flags=re.MULTILINE) for text in (for_empty, for_this)
+    ]
+    wanted = [(name, version) for name, version in found[0] if name == "rabbitmq-server" or name.startswith("erlang-")]
+    wanted += [(name, version) for name, version in found[1] if name.startswith("lib") and name not in _UNNEEDED]
+    if "rabbitmq-server" not in dict(wanted):
+        return []
+    return [f"{name}={version}" for name, version in wanted]
 
 
 def finish(root: Path) -> str | None:
