@@ -124,10 +124,11 @@ class StepFunctionsGradientService:
             self._closed = True
             running = self._running
         if running is not None:
-            with contextlib.suppress(ClientError, BotoCoreError):  # it has just ended, or will end by its time limit
-                self._client.stop_execution(
-                    executionArn=running, error="Peerless.Stopped", cause="the peer was stopped"
-                )
+            self._stop(running)
+
+    def _stop(self, execution: str) -> None:
+        with contextlib.suppress(ClientError, BotoCoreError):  # it has just ended, or will end by its time limit
+            self._client.stop_execution(executionArn=execution, error="Stopped", cause="the peer was stopped")
 
     def _task(self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int) -> GradientTask:
         """The round's task; which batch it names does not matter to what all batches share."""

@@ -1,0 +1,100 @@
+"""Step Functions in memory: a start runs the real worker once per batch, in this process."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from contract.keys import Place
+from contract.store import ObjectStore
+
+#: A worker: event in, answer's dict out; raises as the real handler does.
+Worker = Callable[[dict[str, Any]], dict[str, Any]]
+MACHINE = "arn:aws:states:us-east-1:000000000000:stateMachine:gradients-0"
+
+
+class _AlreadyExists(ClientError):
+    pass
+
+
+class _Exceptions:
+    ExecutionAlreadyExists = _AlreadyExists
+
+
+class MemoryStepFunctions:
+    """The calls of boto3's client that a gradient service makes. `asks` questions are answered with RUNNING first.
+
+    A worker's exception fails the execution as AWS reports it: the class name as error, Lambda's JSON as cause, and a
+    history that leads back to the task's input.
+    """
+
+    exceptions = _Exceptions
+
+    def __init__(self, store: ObjectStore, worker: Worker, *, asks: int = 2) -> None:
+        self._store, self._worker, self._asks = store, worker, asks
+        self.executions: dict[str, dict[str, Any]] = {}
+        self.inputs: list[dict[str, Any]] = []
+        self.stopped: list[str] = []
+        self.retries = 0
+        self._left: dict[str, int] = {}
+
+    def start_execution(self, *, stateMachineArn: str, name: str, input: str) -> dict[str, Any]:
+        arn = f"{stateMachineArn.replace(':stateMachine:', ':execution:')}:{name}"
+        if arn in self.executions:
+            answer: Any = {"Error": {"Code": "ExecutionAlreadyExists", "Message": arn}}
+            raise _AlreadyExists(answer, "StartExecution")
+        begun = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        execution = {"executionArn": arn, "input": input, "startDate": begun, "events": []}
+        self.executions[arn] = execution
+        self._left[arn] = self._asks
+        given = json.loads(input)
+        self.inputs.append(given)
+        if "items" in given:
+            items = json.loads(self._store.get(Place(given["items"]["bucket"], given["items"]["key"])))
+        else:
+            items = given["batches"]
+        execution["status"] = "SUCCEEDED"
+        for position, batch in enumerate(items):
+            event = {"common": given["common"], "batch": batch, "retries": self.retries}
+            try:
+                self._worker(json.loads(json.dumps(event)))
+            except Exception as error:
+                self._fail(execution, position, event, error)
+                break
+        else:
+            execution["output"] = json.dumps({"retries": [self.retries] * len(items)})
+        execution["stopDate"] = begun + datetime.timedelta(seconds=1)
+        return {"executionArn": arn, "startDate": begun}
+
+    def describe_execution(self, *, executionArn: str) -> dict[str, Any]:
+        execution = dict(self.executions[executionArn])
+        if self._left[executionArn] > 0 and executionArn not in self.stopped:
+            self._left[executionArn] -= 1
+            return {**execution, "status": "RUNNING", "stopDate": None}
+        return execution
+
+    def stop_execution(self, *, executionArn: str, error: str, cause: str) -> None:
+        self.stopped.append(executionArn)
+        self.executions[executionArn].update(status="ABORTED", error=error, cause=cause)
+
+    def get_execution_history(self, *, executionArn: str, reverseOrder: bool, maxResults: int) -> dict[str, Any]:
+        events = self.executions[executionArn]["events"]
+        return {"events": (events[::-1] if reverseOrder else events)[:maxResults]}
+
+    @staticmethod
+    def _fail(execution: dict[str, Any], position: int, event: dict[str, Any], error: Exception) -> None:
+        name = type(error).__name__
+        cause = json.dumps({"errorMessage": str(error), "errorType": name})
+        execution.update(status="FAILED", error=name, cause=cause)
+        entered = {"name": f"Gradient {position}", "input": json.dumps(event)}
+        execution["events"] += [
+            {"id": 1, "type": "ExecutionStarted", "previousEventId": 0},
+            {"id": 2, "type": "TaskStateEntered", "previousEventId": 1, "stateEnteredEventDetails": entered},
+            {"id": 3, "type": "TaskScheduled", "previousEventId": 2},
+            {"id": 4, "type": "TaskFailed", "previousEventId": 3, "taskFailedEventDetails": {"error": name}},
+            {"id": 5, "type": "ExecutionFailed", "previousEventId": 4},
+        ]

@@ -1,0 +1,329 @@
+"""Both gradient services against each other and against plain torch; and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import wire
+from contract.batches import BatchRef
+from contract.clock import SystemClock
+from contract.env import WorkerEnv
+from contract.errors import ConfigError, GradientFailed, NonFiniteGradient, StoreUnavailable
+from contract.keys import Place
+from lambdas.gradient_worker.handler import GradientWorker
+from peer_agent.compute import LocalGradientService, StepFunctionsGradientService, gradient_service
+from peer_agent.compute.batches import one_ahead
+from peer_agent.ports import RoundGradient
+from tests.fakes.clock import FakeClock
+from tests.fakes.gradient_run import COUNTS, INCARNATION, RANK, ROUND, GradientRun, prepare
+from tests.fakes.stepfunctions import MACHINE, MemoryStepFunctions
+from tests.fakes.store import MemoryStore
+
+#: float32 has 24 bits; sums over a few thousand terms in another order differ in the last few of them.
+ROUNDING = {"rtol": 2e-5, "atol": 2e-7}
+WITH_NORM, WITHOUT_NORM = "mobilenet_v3_small", "cnn"
+
+
+def worker(store: MemoryStore) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The real Lambda worker over `store`."""
+    env = WorkerEnv(endpoint_url=None, region="us-east-1", code_dir=None)
+    made = GradientWorker(env, store=store, clock=SystemClock())
+    return lambda event: made(event).to_dict()
+
+
+def on_lambda(
+    run: GradientRun, store: MemoryStore, client: Any = None, clock: Any = None
+) -> StepFunctionsGradientService:
+    return StepFunctionsGradientService(
+        run.spec,
+        RANK,
+        store=store,
+        endpoint_url="http://127.0.0.1:1",
+        clock=clock or FakeClock(),
+        client=client or MemoryStepFunctions(store, worker(store)),
+    )
+
+
+def gradients(store: MemoryStore) -> list[str]:
+    """Keys of per-batch gradients and items in the peer's bucket."""
+    return [key for bucket, key in store.objects if "/gradients/" in key or "/items/" in key]
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+class TestOneGradient:
+    @pytest.mark.parametrize("model", [WITH_NORM, WITHOUT_NORM])
+    def test_lambda_local_and_torch_agree(self, store: MemoryStore, model: str) -> None:
+        run = prepare(store, model, machine=MACHINE)
+        assert bool(run.buffers) == (model == WITH_NORM)
+        ours = [
+            on_lambda(run, store).compute(**run.arguments()),
+            LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments()),
+        ]
+        gradient, buffers, loss = run.torch_gradient()
+        assert np.abs(gradient).max() > 1e-3, "a gradient of zeros would prove nothing"
+        scale = float(np.abs(gradient).max())
+        for found in ours:
+            np.testing.assert_allclose(found.gradient, gradient, rtol=2e-5, atol=2e-6 * scale)
+            assert found.gradient.dtype == np.float32
+            assert found.loss == pytest.approx(loss, rel=1e-6)
+            assert found.samples == sum(COUNTS)
+            assert found.buffers.keys() == buffers.keys()
+            for name, expected in buffers.items():
+                np.testing.assert_allclose(found.buffers[name], expected, **ROUNDING, err_msg=name)
+                assert found.buffers[name].dtype == expected.dtype
+        # Same code, same seeds, same order of additions: not only close, but equal.
+        assert ours[0].gradient.tobytes() == ours[1].gradient.tobytes()
+        assert all(ours[0].buffers[name].tobytes() == ours[1].buffers[name].tobytes() for name in buffers)
+
+    def test_an_unweighted_mean_would_be_noticed(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM)
+        local = LocalGradientService(run.spec, RANK, store=store)
+        weighted = local.compute(**run.arguments()).gradient
+        alone = [local.compute(**run.arguments([batch])).gradient for batch in run.batches]
+        assert np.abs(weighted - np.mean(alone, axis=0)).max() > 1e-3 * np.abs(weighted).max()
+
+    def test_fp16_between_worker_and_peer_stays_close(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, gradient_codec="fp16")
+        found = on_lambda(run, store).compute(**run.arguments())
+        gradient, _, _ = run.torch_gradient()
+        # fp16 keeps 11 bits of each batch's element; where batches cancel, that error is large beside their mean.
+        np.testing.assert_allclose(found.gradient, gradient, rtol=0, atol=2**-11 * np.abs(gradient).max())
+        assert np.abs(found.gradient - gradient).max() > 0
+        assert found.bytes_in < 0.6 * len(COUNTS) * 4 * run.layout.elements
+
+
+class TestStepFunctions:
+    @pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel"])
+    def test_every_mode_gives_the_same_and_leaves_nothing(self, store: MemoryStore, mode: str) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine=mode)
+        client = MemoryStepFunctions(store, worker(store))
+        found = on_lambda(run, store, client).compute(**run.arguments())
+        local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+        assert found.gradient.tobytes() == local.gradient.tobytes()
+        assert (found.invocations, found.executions) == (3, 1)
+        assert gradients(store) == []
+        assert ("items" in client.inputs[0]) == (mode == "distributed_map")
+
+    def test_bytes_are_those_that_travelled(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+        found = on_lambda(run, store, client).compute(**run.arguments())
+        (arn,) = client.executions
+        assert found.bytes_out == len(client.executions[arn]["input"])
+        assert 4 * run.layout.elements * 3 < found.bytes_in < 4 * run.layout.elements * 3 + 3 * 1_000
+        assert b"float" not in client.executions[arn]["input"].encode()
+        local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+        assert local.bytes_in == sum(len(store.get(Place("peer-bucket", batch.key))) for batch in run.batches)
+        assert (local.bytes_out, local.invocations, local.executions) == (0, 0, 0)
+
+    def test_retried_invocations_are_counted(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+        client.retries = 2
+        assert on_lambda(run, store, client).compute(**run.arguments()).invocations == 3 + 3 * 2
+
+    def test_a_parallel_round_with_fewer_batches_fills_its_branches(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine="parallel")
+        client = MemoryStepFunctions(store, worker(store))
+        found = on_lambda(run, store, client).compute(**run.arguments(run.batches[:2]))
+        local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments(run.batches[:2]))
+        assert [batch["index"] for batch in client.inputs[0]["batches"]] == [0, 1, 1]
+        assert found.gradient.tobytes() == local.gradient.tobytes()
+        assert (found.invocations, found.samples) == (3, 13)
+
+    def test_waits_follow_the_last_durations(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        clock = FakeClock()
+        service = on_lambda(run, store, MemoryStepFunctions(store, worker(store), asks=3), clock)
+        service.compute(**run.arguments())
+        first, clock.slept = list(clock.slept), []
+        service.compute(**run.arguments())
+        assert first == [0.02, 0.02, 0.02, 0.02]
+        # The service said 1 s, we saw it after 0.08 s: the shorter one counts.
+        assert clock.slept[0] == pytest.approx(0.9 * 0.08)
+
+    def test_a_repeated_start_goes_on_with_the_running_execution(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+        start = client.start_execution
+
+        def answer_lost(**arguments: Any) -> dict[str, Any]:
+            start(**arguments)
+            return start(**arguments)  # what botocore does after a connection that broke
+
+        client.start_execution = answer_lost  # type: ignore[method-assign]
+        found = on_lambda(run, store, client).compute(**run.arguments())
+        assert len(client.executions) == 1
+        assert found.samples == sum(COUNTS)
+
+    def test_a_round_computed_again_gets_another_name(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+        service = on_lambda(run, store, client)
+        assert service.compute(**run.arguments()).loss == service.compute(**run.arguments()).loss
+        names = [arn.rpartition(":")[2] for arn in client.executions]
+        assert names == ["one-round-r3-p0-i0-a0", "one-round-r3-p0-i0-a1"]
+
+    def test_auto_must_have_been_resolved(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine="auto")
+        with pytest.raises(ConfigError, match=r"names no state machine for rank 0 .*auto"):
+            gradient_service(run.spec, RANK, store=store, endpoint_url=None, clock=FakeClock())
+
+    def test_the_configuration_chooses_the_service(self, store: MemoryStore) -> None:
+        for machine, kind in ((MACHINE, StepFunctionsGradientService), ("", LocalGradientService)):
+            run = prepare(store, WITHOUT_NORM, machine=machine)
+            assert type(gradient_service(run.spec, RANK, store=store, endpoint_url=None, clock=FakeClock())) is kind
+
+
+class TestFailures:
+    def test_a_worker_that_raises_names_its_batch_once(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        store.delete([Place("peer-bucket", run.batches[1].key)])
+        with pytest.raises(GradientFailed) as error:
+            on_lambda(run, store).compute(**run.arguments())
+        assert str(error.value) == (
+            f"no gradient for batch 1 of rank 0 in round 3: s3://peer-bucket/{run.batches[1].key} does not exist "
+            "(ObjectMissing)"
+        )
+
+    @pytest.mark.parametrize("mode", ["inline_map", "parallel"])
+    def test_a_sandbox_that_dies_is_found_in_the_history(self, store: MemoryStore, mode: str) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine=mode)
+
+        class ExitError(Exception):
+            pass
+
+        def dying(event: dict[str, Any]) -> dict[str, Any]:
+            if event["batch"]["index"] == 2:
+                raise ExitError("RequestId: 1 Error: Runtime exited with error: signal: killed")
+            return {}
+
+        with pytest.raises(
+            GradientFailed, match=r"^no gradient for batch 2 of rank 0 in round 3: .*killed \(ExitError\)$"
+        ):
+            on_lambda(run, store, MemoryStepFunctions(store, dying)).compute(**run.arguments())
+
+    def test_non_finite_gradients_name_the_batch_in_both_services(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        broken = replace(run, flat=np.full_like(run.flat, np.nan))
+        with pytest.raises(
+            GradientFailed, match=r"batch 0 of rank 0 in round 3: the loss .* nan.*\(NonFiniteGradient\)"
+        ):
+            LocalGradientService(run.spec, RANK, store=store).compute(**broken.arguments())
+
+        def nan(event: dict[str, Any]) -> dict[str, Any]:
+            raise NonFiniteGradient("batch 0 of rank 0 in round 3: the loss is nan")
+
+        with pytest.raises(
+            GradientFailed, match=r"batch 0 of rank 0 in round 3: the loss is nan \(NonFiniteGradient\)"
+        ):
+            on_lambda(run, store, MemoryStepFunctions(store, nan)).compute(**run.arguments())
+
+    def test_gradients_of_other_weights_are_refused(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        right = worker(store)
+        where = run.spec.places.gradient(RANK, ROUND, INCARNATION, 1)
+
+        def stale(event: dict[str, Any]) -> dict[str, Any]:
+            answer = right(event)
+            if event["batch"]["index"] == 1:
+                frame = wire.decode(store.get(where), expected_elements=None, expected_buffers_bytes=None)
+                header = replace(frame.header, base_weights="ab" * 32)
+                store.put(where, wire.encode(header, frame.payload, frame.buffers))
+            return answer
+
+        with pytest.raises(GradientFailed, match=r"batch 1 .*computed at weights abababababab.*\(WeightsMismatch\)"):
+            on_lambda(run, store, MemoryStepFunctions(store, stale)).compute(**run.arguments())
+
+    def test_a_damaged_or_missing_gradient_is_refused(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        right = worker(store)
+
+        def damaging(event: dict[str, Any]) -> dict[str, Any]:
+            answer = right(event)
+            place = run.spec.places.gradient(RANK, ROUND, INCARNATION, 0)
+            blob = bytearray(store.get(place))
+            blob[-1] ^= 1
+            store.put(place, bytes(blob))
+            return answer
+
+        with pytest.raises(GradientFailed, match=r"batch 0 .*\(CorruptObject\)"):
+            on_lambda(run, store, MemoryStepFunctions(store, damaging)).compute(**run.arguments())
+        with pytest.raises(GradientFailed, match=r"batch 0 .* does not exist \(ObjectMissing\)"):
+            on_lambda(
+                prepare(MemoryStore(), WITHOUT_NORM, machine=MACHINE),
+                MemoryStore(),
+                MemoryStepFunctions(store, lambda event: {}),
+            ).compute(**run.arguments())
+
+    def test_an_altered_batch_is_refused_locally(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM)
+        store.put(Place("peer-bucket", run.batches[2].key), b"something else")
+        with pytest.raises(GradientFailed, match=r"batch 2 of rank 0 in round 3: .*\(CorruptObject\)"):
+            LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+
+    def test_an_outage_of_s3_stays_what_it_is(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM)
+
+        def away(operation: str, place: Place) -> None:
+            raise StoreUnavailable("S3 at memory does not answer")
+
+        store.before = away
+        with pytest.raises(StoreUnavailable):
+            LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+
+    def test_more_batches_than_an_input_holds_name_the_remedy(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        many = [BatchRef(index=n, key="k" * 100, samples=1, sha256="0" * 64) for n in range(1_200)]
+        with pytest.raises(GradientFailed, match=r"Step Functions takes 262,144.*distributed_map"):
+            on_lambda(run, store).compute(**run.arguments(many))
+
+    def test_closing_stops_the_running_execution(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store), asks=1_000)
+        clock = FakeClock()
+        service = on_lambda(run, store, client, clock)
+        sleep = clock.sleep
+
+        def close_meanwhile(seconds: float) -> None:
+            sleep(seconds)
+            if len(clock.slept) == 5:
+                service.close()
+
+        clock.sleep = close_meanwhile  # type: ignore[method-assign]
+        with pytest.raises(GradientFailed, match="the peer was stopped"):
+            service.compute(**run.arguments())
+        assert client.stopped == list(client.executions)
+        with pytest.raises(GradientFailed, match="the peer was stopped"):
+            service.compute(**run.arguments())
+        assert len(client.executions) == 1
+
+
+def test_two_gradients_at_most_are_in_memory_at_once() -> None:
+    fetched: list[int] = []
+
+    def fetch(item: int) -> int:
+        fetched.append(item)
+        return item * item
+
+    for position, (item, value) in enumerate(one_ahead(fetch, range(50))):
+        assert value == item * item
+        assert len(fetched) <= position + 2
+
+
+def test_round_gradient_is_what_the_port_says(store: MemoryStore) -> None:
+    run = prepare(store, WITHOUT_NORM)
+    found = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+    assert isinstance(found, RoundGradient)
+    assert found.gradient.shape == (run.layout.elements,)
+    assert json.loads(json.dumps(found.loss)) > 0
