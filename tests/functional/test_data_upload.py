@@ -133,6 +133,25 @@ def test_a_failure_at_any_object_leaves_nothing(prepared, failing, error):
     assert store.objects == {}
 
 
+def test_cleaning_up_waits_for_what_is_still_being_written(prepared):
+    failed, alive = threading.Event(), []
+
+    def fail(operation: str, place: Place) -> None:
+        if operation == "delete":
+            alive.extend(thread.name for thread in threading.enumerate() if thread.name.startswith("upload"))
+        elif place == PLACES.validation():
+            failed.set()
+            raise StoreUnavailable("S3 does not answer")
+        else:
+            assert failed.wait(timeout=60)
+
+    store = MemoryStore(before=fail)
+    with pytest.raises(StoreUnavailable):
+        upload(prepared, store, PLACES, object_bytes=1, threads=4)
+    assert alive == []
+    assert store.objects == {}
+
+
 def test_a_store_that_stays_away_leaves_no_manifest_and_reports_the_first_error(prepared):
     count = 0
 

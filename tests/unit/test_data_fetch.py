@@ -69,6 +69,7 @@ def test_the_second_time_nothing_is_fetched(tmp_path):
     for _ in range(2):
         assert fetch(published(origin), tmp_path / "cache", lines.append) == tmp_path / "cache" / "small"
     assert len(origin.calls) == 1
+    assert origin.calls[0].parent == tmp_path / "cache", "a rename is atomic only within one file system"
     assert lines == ["fetching small from a stand-in"]
     check_cache(tmp_path / "cache")
 

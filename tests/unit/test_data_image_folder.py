@@ -54,7 +54,7 @@ def test_mixed_sizes_need_an_image_size(tmp_path):
     paint(tmp_path / "a" / "2.png", gray(200, 12, 8))
     with pytest.raises(DataError, match=r"2.png has 8 x 12 pixels, but .*1.png has 4 x 6; set data.image_size"):
         read_image_folder(tmp_path)
-    dataset = read_image_folder(tmp_path, image_size=5)
+    dataset = load(DataConfig(source="image-folder", path=str(tmp_path), image_size=5))
     assert dataset.train_x.shape == (2, 1, 5, 5)
     np.testing.assert_array_equal(dataset.train_x[:, 0, 2, 2], [9, 200])
 

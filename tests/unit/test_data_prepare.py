@@ -105,6 +105,16 @@ def test_only_so_many_training_samples_and_their_statistics():
     np.testing.assert_array_equal(prepared.validation, prepare(config(), numbered()).validation)
 
 
+def test_the_seed_draws_the_training_samples():
+    def positions(seed: int) -> list[int]:
+        """Of the chosen ones among those that validation left."""
+        prepared = prepare(config(seed=seed, train_samples=50), numbered())
+        left = np.setdiff1d(np.arange(TRAIN), prepared.validation)
+        return np.searchsorted(left, np.sort(np.concatenate(prepared.partitions))).tolist()
+
+    assert positions(1) == positions(1) != positions(2)
+
+
 def test_shapes_are_told_for_images_resized_ones_and_features():
     plain = prepare(config(), numbered(shape=(3, 4, 4)))
     assert (plain.channels, plain.image_size, plain.sample_shape) == (3, 4, (3, 4, 4))
