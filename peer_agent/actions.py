@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,20 @@ class Ports:
     events: EventLog
     clock: Clock
     background: Background
+
+
+class Machine(Protocol):
+    """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
+
+    round: int
+
+    @property
+    def contributed(self) -> bool: ...
+
+    @property
+    def waiting(self) -> object: ...
+
+    def handle(self, event: s.Event) -> list[s.Command]: ...
 
 
 @dataclass
@@ -92,7 +107,10 @@ class Reception:
 
 
 class Actions:
-    """The state of one peer beside the protocol's, and what it can do. Subclasses add the commands of their mode."""
+    """The state of one peer beside the protocol's, and what it can do. Subclasses add the machine and the commands of
+    their mode."""
+
+    machine: Machine
 
     def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
         """Fetches manifest and initial weights. Raises ObjectMissing, CorruptObject, ModelError, StoreUnavailable."""

@@ -19,6 +19,8 @@ class AsyncActions(Actions):
     """What a peer does in asynchronous mode. Its own weights lie in S3 only where someone needs them there: Lambda
     workers the current ones, everybody the best ones at the end."""
 
+    machine: AsyncMachine
+
     def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
         super().__init__(spec, member, ports, spool_folder)
         self._stored: set[str] = set()  # weights objects that this peer has put and not deleted

@@ -19,6 +19,8 @@ from peer_agent.round import RoundMachine, RoundRules
 class SyncActions(Actions):
     """What a peer does in synchronous mode."""
 
+    machine: RoundMachine
+
     def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
         super().__init__(spec, member, ports, spool_folder)
         self.retention = Retention(self.me, self.shelf, self.contributions, spec.initial_weights)

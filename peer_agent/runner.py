@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import Protocol
 
 from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded
 from contract.records import Commit, Member, PeerReport, Result, Stop
@@ -25,31 +24,17 @@ FAILED = "failed: "
 _PROGRESS = (s.MemberSeen, s.ContributionHeld, s.Validated, s.CommitFound, s.Applied, s.ResultFound)
 
 
-class Machine(Protocol):
-    """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
-
-    round: int
-
-    @property
-    def contributed(self) -> bool: ...
-
-    @property
-    def waiting(self) -> object: ...
-
-    def handle(self, event: s.Event) -> list[s.Command]: ...
-
-
 class Runner:
     """One peer's run, from the claimed rank to the report."""
 
-    def __init__(self, machine: Machine, actions: Actions) -> None:
-        self.machine, self.actions = machine, actions
+    def __init__(self, actions: Actions) -> None:
+        self.machine, self.actions = actions.machine, actions
         self.spec, self.ports = actions.spec, actions.ports
         self.ended = False
         self.reason = ""
         self._end_wanted = ""
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
-        self._waiting = machine.waiting
+        self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()
 
     def run(self) -> PeerReport:

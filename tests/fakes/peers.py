@@ -1,7 +1,7 @@
 """A whole run of several peers in one process and one thread: stepped in turn, with virtual time.
 
-The model is `centre`, whose "loss" on a batch is irrelevant where QuadraticGradients are used: those pull the weights of
-rank r towards a point of its own, so that the weighted mean of the points is where the run must end.
+QuadraticGradients pull the weights towards a point that belongs to the rank, so that the weighted mean of the points is
+where a run must end; TorchGradients compute real ones.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CountingMetrics:
 
 
 class SteppedExchange:
-    """An exchange whose waiting is virtual. `loses(kind, body)` decides what never arrives; `twice` doubles the rest."""
+    """An exchange whose waiting is virtual. `loses(kind, body)` says what never arrives; `twice` doubles the rest."""
 
     def __init__(self, inner: Exchange, clock: FakeClock) -> None:
         self.inner, self._clock = inner, clock
@@ -280,8 +280,7 @@ class Cast:
             background=Inline(),
         )
         actions_of_mode = SyncActions if self.config.mode == "sync" else AsyncActions
-        actions = actions_of_mode(self.spec, member, ports)
-        return Peer(Runner(actions.machine, actions), exchange, gradients, metrics)
+        return Peer(Runner(actions_of_mode(self.spec, member, ports)), exchange, gradients, metrics)
 
     def claim(self, rank: int, peer_id: str) -> Member:
         """Claim a rank as a new process would."""
@@ -343,7 +342,11 @@ class Cast:
             run="trial", run_bucket="run", peer_buckets=tuple(f"peer-{r}" for r in range(config.peers)), region="local"
         )
         model_spec = ModelSpec(
-            name="tests.fakes.peers:build_model", classes=CLASSES, channels=1, image_size=SIZE, options={"norm": self.norm}
+            name="tests.fakes.peers:build_model",
+            classes=CLASSES,
+            channels=1,
+            image_size=SIZE,
+            options={"norm": self.norm},
         )
         model = models.initial_weights(model_spec, config.seed)
         layout = Layout.of(model)

@@ -31,7 +31,12 @@ def configuration(**changes: Any) -> RunConfig:
         "batch_size": 8,
         "batches_per_round": 1,
         "optimizer": {"lr": LR, "momentum": 0.0},
-        "exchange": {"codec": "none", "poll_seconds": 1.0, "round_timeout_seconds": 30.0, "start_timeout_seconds": 20.0},
+        "exchange": {
+            "codec": "none",
+            "poll_seconds": 1.0,
+            "round_timeout_seconds": 30.0,
+            "start_timeout_seconds": 20.0,
+        },
         "compute": {"service": "local"},
     }
     return RunConfig.model_validate({**values, **changes})
@@ -136,7 +141,9 @@ def test_large_frames_travel_by_claim_check_to_the_same_weights() -> None:
     assert all(r.frames_rejected == {} for r in claimed.reports())
     assert claimed.clock.monotonic() == inline.clock.monotonic()
     frame_bytes = 51 * 4  # parameters of the model, as float32
-    assert claimed.peers[0].exchange.counts.bytes_sent <= inline.peers[0].exchange.counts.bytes_sent - 9 * 2 * frame_bytes
+    assert (
+        claimed.peers[0].exchange.counts.bytes_sent <= inline.peers[0].exchange.counts.bytes_sent - 9 * 2 * frame_bytes
+    )
 
 
 def test_one_peer_alone_trains() -> None:
