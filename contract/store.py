@@ -118,7 +118,8 @@ class S3Store:
     """S3 over boto3. Thread-safe; the client is built at the first use.
 
     `endpoint_url` names another S3 than AWS's (path-style addresses); the environment's own settings for that are not
-    looked at. `attempts` bounds the tries of each call. Timeouts are in seconds, per attempt.
+    looked at. `attempts` bounds the tries of each call. Timeouts are in seconds, per attempt. `session` brings
+    credentials of its own (None: those that the environment gives) and is used by this object alone.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class S3Store:
         attempts: int = 5,
         connect_timeout_seconds: float = 5.0,
         read_timeout_seconds: float = 60.0,
+        session: boto3.session.Session | None = None,
     ) -> None:
         if attempts < 1:
             raise ValueError("attempts must be at least 1")
@@ -138,6 +140,7 @@ class S3Store:
         self._clock: Clock = clock or SystemClock()
         self._attempts = attempts
         self._connect_timeout, self._read_timeout = connect_timeout_seconds, read_timeout_seconds
+        self._session = session
         self._lock = threading.Lock()
         self._made: Any = None
 
@@ -354,8 +357,8 @@ class S3Store:
             **options,
         )
         # A session of our own: boto3's shared one must not be used from several threads.
-        session = boto3.session.Session(region_name=self._region)
-        return session.client("s3", endpoint_url=self._endpoint_url, config=config)
+        session = self._session or boto3.session.Session()
+        return session.client("s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config)
 
     def _host(self) -> str:
         parts = urlsplit(self._endpoint_url or str(self._client().meta.endpoint_url))

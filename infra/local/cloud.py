@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -196,7 +197,7 @@ class LocalCloud:
             memory_mb=memory_mb,
             env=environment,
         )
-        aws = self._client("lambda")
+        aws = self.client("lambda")
         try:
             with contextlib.suppress(aws.exceptions.ResourceNotFoundException):
                 aws.delete_function(FunctionName=name)
@@ -220,7 +221,7 @@ class LocalCloud:
 
     def remove_function(self, name: str) -> None:
         """Remove a function and end its workers; nothing happens when there is none. Raises LocalStackError."""
-        aws = self._client("lambda")
+        aws = self.client("lambda")
         try:
             with contextlib.suppress(aws.exceptions.ResourceNotFoundException):
                 aws.delete_function(FunctionName=name)
@@ -232,15 +233,22 @@ class LocalCloud:
         """What the Lambda service counted for a function: invocations, errors, billed_ms and more."""
         return self._lambda.counters(name)
 
-    def _client(self, service: str) -> Any:
-        return boto3.session.Session().client(  # type: ignore[call-overload]
-            service,
-            endpoint_url=self.endpoint_url,
-            region_name=REGION,
+    def session(self) -> boto3.session.Session:
+        """A boto3 session for `endpoint_url`, which looks at none of the user's profiles, files and variables."""
+        nothing = (None, None, None, None)
+        own = botocore.session.Session({"profile": nothing, "config_file": nothing, "credentials_file": nothing})
+        return boto3.session.Session(
             aws_access_key_id="local",
             aws_secret_access_key="local",  # noqa: S106 - a local AWS has no secrets
-            config=Config(retries={"mode": "standard", "max_attempts": 3}, proxies={}),
+            region_name=REGION,
+            botocore_session=own,
         )
+
+    def client(self, service: str) -> Any:
+        """A boto3 client of one service of the local AWS."""
+        options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}  # unknown to the stubs
+        config = Config(retries={"mode": "standard", "max_attempts": 3}, proxies={}, **options)
+        return self.session().client(service, endpoint_url=self.endpoint_url, config=config)  # type: ignore[call-overload]
 
     def state(self) -> State:
         """What `state.json` says of these servers."""

@@ -24,7 +24,7 @@ from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
 from contract.errors import ConfigError, ModelError, RunFailed
 from contract.modelspec import ModelSpec
-from contract.runspec import RunSpec, rounds_per_epoch
+from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
@@ -36,7 +36,6 @@ from peerless.launch.run_folder import RunFolder, new_run_id
 from peerless.report.progress import Observer
 from statemachines import choose_mode
 
-REGION = "us-east-1"
 #: Where `peerless local up` keeps its state, relative to the working directory.
 LOCAL_FOLDER = Path(".peerless/local")
 
@@ -158,8 +157,10 @@ class _Session:
     ) -> None:
         self._run, self._config, self._folder, self._observer = run, config, folder, observer
         self._cloud, self._clock, self._work, self._digest = cloud, clock, work, code_digest
-        self._places = places_for(run, config.peers, REGION)
-        self._store = S3Store(region=REGION, endpoint_url=cloud.endpoint_url, clock=clock)
+        self._places = places_for(run, config.peers, cloud.region)
+        self._store = S3Store(
+            region=cloud.region, endpoint_url=cloud.endpoint_url, clock=clock, session=cloud.session()
+        )
         self._resources = LocalResources(cloud, self._places)
         self._rounds = 0
 
@@ -187,7 +188,7 @@ class _Session:
             batches=batches,
             rounds_per_epoch=rounds_per_epoch(batches, config.batches_per_round),
             initial_weights=sha256,
-            validation=uploaded.validation,
+            validation=ValidationSet(sha256=uploaded.validation_sha256, samples=uploaded.validation_samples),
             state_machines=machines,
             code_digest=self._digest,
             created=self._clock.now(),

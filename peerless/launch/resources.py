@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.config import RunConfig
@@ -40,16 +38,7 @@ class LocalResources:
         self._functions: list[str] = []
         self._machines: list[str] = []
         self._buckets: list[str] = []
-        retries = Config(retries={"mode": "standard", "max_attempts": 3}, s3={"addressing_style": "path"})
-        arguments: dict[str, Any] = {
-            "endpoint_url": cloud.endpoint_url,
-            "region_name": places.region,
-            "aws_access_key_id": "local",
-            "aws_secret_access_key": "local",
-            "config": retries,
-        }
-        self._s3 = boto3.client("s3", **arguments)
-        self._states = boto3.client("stepfunctions", **arguments)
+        self._s3, self._states = cloud.client("s3"), cloud.client("stepfunctions")
 
     def create_buckets(self) -> None:
         """Create one bucket per peer and one for the run. Raises LocalStackError."""
