@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from contract import wire
 from contract.batches import BatchRef
 from contract.clock import SystemClock
 from contract.env import WorkerEnv
-from contract.errors import ConfigError, GradientFailed, NonFiniteGradient, StoreUnavailable
+from contract.errors import ConfigError, GradientFailed, NonFiniteGradient, StoreUnavailable, TransientError
 from contract.keys import Place
 from lambdas.gradient_worker.handler import GradientWorker
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService, gradient_service
@@ -281,6 +282,29 @@ class TestFailures:
         store.before = away
         with pytest.raises(StoreUnavailable):
             LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+
+    def test_step_functions_out_of_reach_is_no_fault_of_the_gradient(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+
+        def unreachable(**arguments: Any) -> dict[str, Any]:
+            raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1/")
+
+        client.describe_execution = unreachable  # type: ignore[method-assign]
+        with pytest.raises(TransientError, match=r"^Step Functions at http://127\.0\.0\.1:1 does not answer: "):
+            on_lambda(run, store, client).compute(**run.arguments())
+
+    def test_a_refusal_of_step_functions_is_quoted(self, store: MemoryStore) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+
+        def refused(**arguments: Any) -> dict[str, Any]:
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not yours"}}, "StartExecution")
+
+        client.start_execution = refused  # type: ignore[method-assign]
+        told = "no gradient for rank 0 in round 3: Step Functions said AccessDeniedException: not yours"
+        with pytest.raises(GradientFailed, match=f"^{told}$"):
+            on_lambda(run, store, client).compute(**run.arguments())
 
     def test_more_batches_than_an_input_holds_name_the_remedy(self, store: MemoryStore) -> None:
         run = prepare(store, WITHOUT_NORM, machine=MACHINE)
