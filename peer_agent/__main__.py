@@ -84,11 +84,13 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     stack.callback(exchange.close)
     gradients = gradient_service(spec, rank, store=store, endpoint_url=env.endpoint_url, clock=clock)
     stack.callback(gradients.close)
+    metrics = StageMetrics(events, clock)
+    stack.callback(metrics.close)
     ports = Ports(
         store=store,
         exchange=exchange,
         gradients=gradients,
-        metrics=StageMetrics(events, clock),
+        metrics=metrics,
         events=events,
         clock=clock,
         background=Threads(spec.config.compute.threads),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from contract.records import MemberRef
+from contract.records import Contributor, MemberRef
 from contract.wire import FrameHeader, Kind
 
 
@@ -42,3 +42,15 @@ def not_a_member(header: FrameHeader, members: Iterable[MemberRef]) -> str | Non
         if member.rank == header.rank:
             return None if member.incarnation == header.incarnation else "incarnation"
     return "member"
+
+
+def listed(header: FrameHeader, key: Callable[[int, int, int], str]) -> Contributor:
+    """A contribution as a commit lists it; `key` gives the S3 key of (round, rank, incarnation)."""
+    return Contributor(
+        rank=header.rank,
+        incarnation=header.incarnation,
+        key=key(header.round, header.rank, header.incarnation),
+        digest=header.digest,
+        samples=header.samples,
+        loss=header.loss,
+    )

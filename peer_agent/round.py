@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
-from contract.records import Commit, Contributor, MemberRef, Result, Stop
+from contract.records import Commit, MemberRef, Result, Stop
 from contract.wire import FrameHeader
 from peer_agent import signals as s
-from peer_agent.admission import FrameRules, not_a_member
+from peer_agent.admission import FrameRules, listed, not_a_member
 from peer_agent.membership import Roster, ranks_named
 
 #: Looks into S3 without success after which a peer does costly work (an upload, an evaluation) in another's place.
@@ -156,6 +156,7 @@ class RoundMachine:
         self._own: s.Applied | None = None
         self._validation: tuple[float, float | None] | None = None  # loss and accuracy, in the closing round
         self._validating = False
+        self._applying = False
         self._looks = 0
 
     @property
@@ -234,7 +235,7 @@ class RoundMachine:
             run=self.rules.frames.run,
             round=self.round,
             base_weights={"0": self.base},
-            contributors=tuple(self._contributor(header) for header in headers),
+            contributors=tuple(listed(header, self.rules.key) for header in headers),
             members=self.members,
             validation_loss=validation[0] if validation else None,
             validation_accuracy=validation[1] if validation else None,
@@ -242,16 +243,6 @@ class RoundMachine:
             extensions={"stop": self.stop.reason} if self.stop is not None else {},
             writer=self.rules.me,
             nonce="",
-        )
-
-    def _contributor(self, header: FrameHeader) -> Contributor:
-        return Contributor(
-            rank=header.rank,
-            incarnation=header.incarnation,
-            key=self.rules.key(header.round, header.rank, header.incarnation),
-            digest=header.digest,
-            samples=header.samples,
-            loss=header.loss,
         )
 
     def _validation_of_frames(self) -> tuple[float, float | None] | None:
@@ -287,7 +278,8 @@ class RoundMachine:
         assert self._commit is not None
         listed = sorted(self._commit.contributors, key=lambda contributor: contributor.rank)
         headers = tuple(self._held[c.rank] for c in listed if c.rank in self._held)
-        if len(headers) == len(listed) and self._own is None:
+        if len(headers) == len(listed) and not self._applying:
+            self._applying = True
             yield s.Apply(self._commit, headers)
 
     def _applied(self, event: s.Applied) -> Iterator[s.Command]:

@@ -1,0 +1,122 @@
+"""From contributions to the next weights: against torch.optim on a model's own tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from contract import wire
+from contract.codec import codec
+from contract.config import OptimizerConfig
+from contract.errors import CorruptObject
+from contract.tensors import Buffers, Layout, flatten, load, pack_buffers, read_buffers, weights_hash
+from contract.wire import Frame, FrameHeader, Kind
+from peer_agent.update import Update
+
+
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def frame(layout: Layout, gradient: np.ndarray, buffers: Buffers, samples: int, rank: int) -> Frame:
+    header = FrameHeader(
+        kind=Kind.UPDATE, run="run", round=0, base_round=0, base_weights="0" * 64, rank=rank, incarnation=1,
+        samples=samples, codec="none", seed=0, elements=layout.elements,
+    )  # fmt: skip
+    blob = wire.encode(header, codec("none").encode(gradient, 0), pack_buffers(layout, buffers))
+    return wire.decode(blob, expected_elements=layout.elements, expected_buffers_bytes=layout.buffers_bytes)
+
+
+def random_gradient(layout: Layout, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(layout.elements).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam"])
+def test_steps_on_the_flat_vector_equal_steps_on_the_models_own_tensors(
+    name: Literal["sgd", "adam", "adamw", "nadam"],
+) -> None:
+    config = OptimizerConfig(name=name, lr=0.1, momentum=0.9, weight_decay=0.01)
+    plain = model()
+    layout = Layout.of(plain)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), config)
+    makers = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
+        "nadam": lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.01),
+    }
+    optimizer = makers[name](plain.parameters())
+    for step in range(4):
+        gradients = [random_gradient(layout, 10 * step + rank) for rank in range(3)]
+        samples = [5, 2, 1]
+        frames = [
+            frame(layout, g, update.buffers, n, r) for r, (g, n) in enumerate(zip(gradients, samples, strict=True))
+        ]
+        update.step([f.header for f in frames], frames)
+
+        mean = sum(g.astype(np.float64) * n for g, n in zip(gradients, samples, strict=True)) / sum(samples)
+        carrier = model()
+        load(carrier, layout, mean.astype(np.float32), read_buffers(carrier, layout))
+        for parameter, value in zip(plain.parameters(), carrier.parameters(), strict=True):
+            parameter.grad = value.detach().clone()
+        optimizer.step()
+    # The mean is accumulated in float32: one rounding per contribution, then four steps of adaptive scaling.
+    np.testing.assert_allclose(update.flat, flatten(plain, layout), rtol=0, atol=4e-6)
+
+
+def test_buffers_are_averaged_by_samples_and_counters_advance_by_one() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    base = read_buffers(plain, layout)
+    update = Update(layout, flatten(plain, layout), base, OptimizerConfig())
+    changed = []
+    for shift in (1.0, 5.0):
+        buffers = {name: value.copy() for name, value in base.items()}
+        buffers["1.running_mean"] += np.float32(shift)
+        buffers["1.num_batches_tracked"] = np.asarray(buffers["1.num_batches_tracked"] + 1)
+        changed.append(buffers)
+    zero = np.zeros(layout.elements, np.float32)
+    frames = [frame(layout, zero, changed[0], 3, 0), frame(layout, zero, changed[1], 1, 1)]
+    update.step([f.header for f in frames], frames)
+    np.testing.assert_array_equal(update.buffers["1.running_mean"], np.full(3, 2.0, np.float32))
+    assert update.buffers["1.num_batches_tracked"] == base["1.num_batches_tracked"] + 1
+
+
+def test_the_hash_names_the_new_weights_and_old_arrays_stay_as_they_were() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig())
+    before, kept = update.flat, update.flat.copy()
+    one = frame(layout, random_gradient(layout, 0), update.buffers, 1, 0)
+    sha256 = update.step([one.header], [one])
+    assert sha256 == update.weights_sha256 == weights_hash(layout, update.flat, update.buffers)
+    np.testing.assert_array_equal(before, kept)
+    assert not np.array_equal(update.flat, kept)
+
+
+def test_adopted_weights_are_where_the_next_step_starts() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig(lr=0.5, momentum=0.0))
+    recorded = random_gradient(layout, 7)
+    update.adopt(recorded, update.buffers)
+    assert update.weights_sha256 == weights_hash(layout, recorded, update.buffers)
+    one = frame(layout, np.ones(layout.elements, np.float32), update.buffers, 1, 0)
+    update.step([one.header], [one])
+    np.testing.assert_array_equal(update.flat, recorded - np.float32(0.5))
+
+
+def test_samples_that_do_not_add_up_change_nothing() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig())
+    kept = update.weights_sha256
+    one = frame(layout, random_gradient(layout, 0), update.buffers, 1, 0)
+    with pytest.raises(CorruptObject):
+        update.step([one.header, one.header], [one])
+    assert weights_hash(layout, update.flat, update.buffers) == kept
