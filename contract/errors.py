@@ -81,11 +81,20 @@ class RunFailed(PeerlessError):
     """A run ended without its quorum; the text names the peer and the cause (exit status 1)."""
 
 
-#: Names that a `Retry` rule may try again, and names that it must never try again.
-TRANSIENT_NAMES = tuple(sorted(c.__name__ for c in (TransientError, StoreUnavailable, BrokerUnavailable)))
+#: What a gradient worker raises: names that a `Retry` rule may try again, and names that it must never try again.
+TRANSIENT_NAMES = (StoreUnavailable.__name__,)
 PERMANENT_NAMES = tuple(
     sorted(
         c.__name__
-        for c in (ModelError, CodeError, DataError, ObjectMissing, CorruptObject, WeightsMismatch, NonFiniteGradient)
+        for c in (
+            ConfigError,
+            ModelError,
+            CodeError,
+            PermanentError,
+            ObjectMissing,
+            CorruptObject,
+            WeightsMismatch,
+            NonFiniteGradient,
+        )
     )
 )

@@ -80,7 +80,7 @@ class Worker(Protocol):
         """End the process now."""
 
     def join(self) -> None:
-        """Wait until the process has ended and its endpoint is closed."""
+        """Wait until the process has ended."""
 
     def mark(self) -> None:
         """Remember where the log stands."""

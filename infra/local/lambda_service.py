@@ -190,11 +190,11 @@ def short_error(outcome: Outcome) -> bytes:
     except (ValueError, AttributeError):
         message = outcome.body.decode(errors="replace")
     while True:
-        short = json.dumps({"errorType": outcome.error, "errorMessage": message}).encode()
+        short = json.dumps({"errorType": outcome.error, "errorMessage": message}, ensure_ascii=False).encode()
         if len(short) <= PROXY_ERROR_BYTES or not message:
             return short
         over = len(short) - PROXY_ERROR_BYTES
-        message = message[: -max(1, over // 6)]  # an escaped character takes at most six bytes, or twelve for a pair
+        message = message[: -max(1, over // 6)]  # no character takes more than six bytes
 
 
 def _spec(name: str, values: dict[str, Any]) -> FunctionSpec:

@@ -38,6 +38,7 @@ class WorkerProcess:
         self._killed = False
         self._lock = threading.Lock()
         self._mark = 0
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=log_path.stem, daemon=True)
 
     def start(self) -> None:
@@ -50,7 +51,7 @@ class WorkerProcess:
                 self._process.kill()
 
     def join(self) -> None:
-        self._thread.join()
+        self._ended.wait()
 
     def mark(self) -> None:
         self._mark = self._log_path.stat().st_size
@@ -63,15 +64,16 @@ class WorkerProcess:
 
     def _run(self) -> None:
         server = Server(_runtime_api(self._function, self, self._clock))
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
-        serving.start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             with self._log_path.open("ab") as log:
                 reason = self._wait(server.address, log)
-            self._function.exited(self, reason)
-        finally:
-            server.shutdown()
-            server.server_close()
+        except OSError as error:
+            reason = f"the process could not be started ({error})"
+        self._function.exited(self, reason)
+        self._ended.set()
+        server.shutdown()
+        server.server_close()
 
     def _wait(self, runtime_api: str, log: IO[bytes]) -> str:
         """Start the process and wait for its end; gives the reason in AWS's words."""

@@ -85,6 +85,10 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "BIND_HOST": LOOPBACK,
         "MINISTACK_REGION": REGION,
         "LOG_LEVEL": "WARNING",
+        # It knows only one name for all errors of a function, so it tries a user's mistake again too: do that fast.
+        "SFN_WAIT_SCALE": "0.1",
+        # The Lambda service queues what it cannot run at once; nothing needs to be throttled before it.
+        "LAMBDA_ACCOUNT_CONCURRENCY": "0",
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "PERSIST_STATE": "0",

@@ -1,0 +1,77 @@
+"""What every executor of state machines must do with our definitions; held by moto and by MiniStack alike."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from typing import Any
+
+import pytest
+
+from contract.batches import BatchRef
+from contract.keys import Place
+from contract.tasks import distributed_input, inline_input, items_json
+from infra.local.lambda_client import LambdaService
+from statemachines import Mode, definition, render
+
+BUCKET = "executions"
+
+
+class Executor:
+    """AWS's clients of one executor, and a function whose tasks fail as told (tests.fakes.lambda_handlers.item)."""
+
+    def __init__(self, sfn: Any, s3: Any, function_arn: str, service: LambdaService, function: str) -> None:
+        self.sfn, self.s3, self.arn, self.service, self.function = sfn, s3, function_arn, service, function
+
+    def run(self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]] | None = None) -> dict[str, Any]:
+        """Execute with a function whose handler is `item`; gives what `execute` does."""
+        return self.execute(mode, batches, self._input(mode, batches, failures or {}))
+
+    def execute(self, mode: Mode, batches: int, text: str) -> dict[str, Any]:
+        """Execute once with this input; gives DescribeExecution's answer, and `invocations` that it took."""
+        name = f"m-{uuid.uuid4()}"
+        made = definition(mode, function_arn=self.arn, batches=batches, concurrency=8, timeout_seconds=30)
+        machine = self.sfn.create_state_machine(name=name, definition=render(made), roleArn=self._role("states"))
+        before = self.service.counters(self.function)["invocations"]
+        started = self.sfn.start_execution(stateMachineArn=machine["stateMachineArn"], name=name, input=text)
+        while True:
+            described = self.sfn.describe_execution(executionArn=started["executionArn"])
+            if described["status"] != "RUNNING":
+                break
+            threading.Event().wait(0.01)
+        after = self.service.counters(self.function)["invocations"]
+        return {**described, "invocations": after - before}
+
+    def _input(self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]]) -> str:
+        common = {"failures": {str(batch): told for batch, told in failures.items()}, "text": "x" * 500}
+        refs = [
+            BatchRef(index=index, key=f"runs/r/peers/0000/batches/{index:06d}", samples=128, sha256="0" * 64)
+            for index in range(batches)
+        ]
+        if mode is not Mode.DISTRIBUTED_MAP:
+            return inline_input(common, refs)
+        items = Place(BUCKET, f"items/{uuid.uuid4()}")
+        self.s3.put_object(Bucket=items.bucket, Key=items.key, Body=items_json(refs))
+        return distributed_input(common, items)
+
+    @staticmethod
+    def _role(name: str) -> str:
+        return f"arn:aws:iam::123456789012:role/{name}"
+
+
+class Executions:
+    """Tests; a subclass gives the fixture `executor`."""
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("batches", [1, 9])
+    def test_every_batch_is_invoked_once_and_the_output_stays_small(
+        self, executor: Executor, mode: Mode, batches: int
+    ) -> None:
+        done = executor.run(mode, batches)
+        assert (done["status"], done["invocations"]) == ("SUCCEEDED", batches)
+        assert json.loads(done["output"]) == {"retries": [0] * batches}
+
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_a_permanent_error_fails_the_execution(self, executor: Executor, mode: Mode) -> None:
+        assert executor.run(mode, 2, {1: ("ModelError", 99)})["status"] == "FAILED"
