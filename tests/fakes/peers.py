@@ -27,6 +27,7 @@ from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.records import Member, PeerReport
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
+from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout, encode_weights, flatten, read_buffers, weights_hash
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
@@ -254,7 +255,9 @@ class Cast:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        self.spec = self._prepare()
+        buckets = tuple(f"peer-{rank}" for rank in range(self.config.peers))
+        places = Places(run="trial", run_bucket="run", peer_buckets=buckets, region="local")
+        self.spec = prepare_run(self.store, self.config, self.sample_counts, places, self.norm)
         self.memory_broker = MemoryBroker(self.config.peers)
         self.peers = [self.add(rank) for rank in range(self.config.peers)]
 
@@ -336,49 +339,49 @@ class Cast:
         for peer in self.peers:
             peer.actions.close()
 
-    def _prepare(self) -> RunSpec:
-        config, store = self.config, self.store
-        places = Places(
-            run="trial", run_bucket="run", peer_buckets=tuple(f"peer-{r}" for r in range(config.peers)), region="local"
-        )
-        model_spec = ModelSpec(
-            name="tests.fakes.peers:build_model",
-            classes=CLASSES,
-            channels=1,
-            image_size=SIZE,
-            options={"norm": self.norm},
-        )
-        model = models.initial_weights(model_spec, config.seed)
-        layout = Layout.of(model)
-        flat, buffers = flatten(model, layout), read_buffers(model, layout)
-        sha256 = weights_hash(layout, flat, buffers)
-        weights = encode_weights(layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0)
-        store.put(places.weights(sha256), weights)
-        counts = []
-        for rank, count in enumerate(self.sample_counts):
-            refs = []
-            x, y = samples(count, seed=rank)
-            for index, (bx, by) in enumerate(
-                zip(x.split(config.batch_size), y.split(config.batch_size), strict=True)  # type: ignore[no-untyped-call]
-            ):
-                blob = encode_batch(bx, by)
-                place = places.batch(rank, index)
-                store.put(place, blob)
-                digest = hashlib.sha256(blob).hexdigest()
-                refs.append(BatchRef(index=index, key=place.key, samples=len(by), sha256=digest))
-            counts.append(len(refs))
-            store.put(places.manifest(rank), Manifest(rank=rank, batches=tuple(refs)).to_json())
-        validation = encode_batch(*samples(64, seed=99))
-        store.put(places.validation(), validation)
-        return RunSpec(
-            run=places.run,
-            config=config,
-            places=places,
-            model=model_spec,
-            samples=self.sample_counts,
-            batches=tuple(counts),
-            rounds_per_epoch=rounds_per_epoch(tuple(counts), config.batches_per_round),
-            initial_weights=sha256,
-            validation=ValidationSet(sha256=hashlib.sha256(validation).hexdigest(), samples=64),
-            state_machines=("",) * config.peers,
-        )
+
+def prepare_run(
+    store: ObjectStore, config: RunConfig, sample_counts: Sequence[int], places: Places, norm: bool = False
+) -> RunSpec:
+    """Put batches, manifests, validation set, initial weights and run.json into the store."""
+    model_spec = ModelSpec(
+        name="tests.fakes.peers:build_model", classes=CLASSES, channels=1, image_size=SIZE, options={"norm": norm}
+    )
+    model = models.initial_weights(model_spec, config.seed)
+    layout = Layout.of(model)
+    flat, buffers = flatten(model, layout), read_buffers(model, layout)
+    sha256 = weights_hash(layout, flat, buffers)
+    weights = encode_weights(layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0)
+    store.put(places.weights(sha256), weights)
+    manifests = [_put_batches(store, places, rank, n, config.batch_size) for rank, n in enumerate(sample_counts)]
+    batches = tuple(len(manifest.batches) for manifest in manifests)
+    validation = encode_batch(*samples(64, seed=99))
+    store.put(places.validation(), validation)
+    spec = RunSpec(
+        run=places.run,
+        config=config,
+        places=places,
+        model=model_spec,
+        samples=tuple(sample_counts),
+        batches=batches,
+        rounds_per_epoch=rounds_per_epoch(batches, config.batches_per_round),
+        initial_weights=sha256,
+        validation=ValidationSet(sha256=hashlib.sha256(validation).hexdigest(), samples=64),
+        state_machines=("",) * config.peers,
+    )
+    store.put(places.spec(), spec.to_json())
+    return spec
+
+
+def _put_batches(store: ObjectStore, places: Places, rank: int, count: int, size: int) -> Manifest:
+    x, y = samples(count, seed=rank)
+    refs = []
+    for index, start in enumerate(range(0, count, size)):
+        blob = encode_batch(x[start : start + size], y[start : start + size])
+        place = places.batch(rank, index)
+        store.put(place, blob)
+        digest = hashlib.sha256(blob).hexdigest()
+        refs.append(BatchRef(index=index, key=place.key, samples=min(size, count - start), sha256=digest))
+    manifest = Manifest(rank=rank, batches=tuple(refs))
+    store.put(places.manifest(rank), manifest.to_json())
+    return manifest
