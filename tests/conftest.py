@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import boto3
 import pytest
 
 from infra.local.cloud import LocalCloud
@@ -39,13 +38,7 @@ def aws(local_cloud: LocalCloud) -> Callable[[str], Any]:
     """boto3 clients of the MiniStack, by service: `aws("s3")`."""
 
     def client(service: str) -> Any:
-        return boto3.client(  # type: ignore[call-overload]
-            service,
-            endpoint_url=local_cloud.endpoint_url,
-            region_name=local_cloud.region,
-            aws_access_key_id="local",
-            aws_secret_access_key="local",
-        )
+        return local_cloud.session().client(service, endpoint_url=local_cloud.endpoint_url)  # type: ignore[call-overload]
 
     return client
 

@@ -65,12 +65,18 @@ class LocalCloud:
         """
         check_platform()
         folder = folder.resolve()
+        try:
+            return cls._start(folder, broker_url, Starting(clock=clock or SystemClock(), note=log))
+        except OSError as error:
+            raise LocalStackError(f"the local servers cannot be started in {folder}: {error}") from error
+
+    @classmethod
+    def _start(cls, folder: Path, broker_url: str | None, starting: Starting) -> LocalCloud:
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environ = dict(os.environ)
         if broker_url is not None:
             environ["PEERLESS_BROKER_URL"] = broker_url
-        starting = Starting(clock=clock or SystemClock(), note=log)
         with ThreadPoolExecutor(3, thread_name_prefix="local-cloud") as pool:
             aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting)
             broker = pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
@@ -253,7 +259,7 @@ class LocalCloud:
     def state(self) -> State:
         """What `state.json` says of these servers."""
         pids = {name: child.pid for name, child in self._children.items()}
-        return State(endpoints=self._endpoints, supervisor=os.getpid(), pids=pids)
+        return State(endpoints=self._endpoints, pids=pids)
 
     @classmethod
     def up(cls, folder: Path, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Local servers that stay up on their own: who owns them, where they listen, how they end.
 
-A supervisor process (`supervisor.py`) owns the servers of one folder. It holds a lock on `lock` as long as it lives,
-which says more than a process id, and writes `state.json`, readable by its user alone because the broker's password
-is in it. Everything here is asked from outside, by `peerless local up|down|status` and by runs that use the servers.
+A supervisor process (`supervisor.py`) owns the servers of one folder. As long as it lives it holds a lock on `lock`,
+which makes the process id in that file trustworthy. When the servers answer it writes `state.json`, readable by its
+user alone because the broker's password is in it. Everything here is asked from outside, by `peerless local
+up|down|status` and by runs that use the servers.
 """
 
 from __future__ import annotations
@@ -48,8 +49,6 @@ class State:
     """`state.json`."""
 
     endpoints: Endpoints
-    supervisor: int
-    """Process id; meaningful only while the lock is held."""
     pids: Mapping[str, int]
     """Process id by server."""
     version: int = 1
@@ -85,16 +84,28 @@ def hold_lock(folder: Path, clock: Clock) -> Iterator[bool]:
                 yield False
                 return
             clock.sleep(_POLL_SECONDS)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield True
 
 
 def is_running(folder: Path) -> bool:
     """Whether a supervisor lives for this folder."""
     try:
-        with (folder / LOCK).open("a") as file:
+        with (folder / LOCK).open("r+") as file:
             return not _lock(file)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def supervisor_pid(folder: Path) -> int | None:
+    """Process id of the folder's supervisor; None where none lives."""
+    while is_running(folder):
+        told = (folder / LOCK).read_text()
+        if told:
+            return int(told)
+    return None
 
 
 def _lock(file: IO[str]) -> bool:
@@ -141,18 +152,12 @@ def launch_supervisor(folder: Path, environ: Mapping[str, str], note: Callable[[
 
 def stop_supervisor(folder: Path, clock: Clock) -> None:
     """End the folder's supervisor and its servers, in order; fine where none runs. Raises LocalStackError."""
-    for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
-        deadline = clock.monotonic() + seconds
-        state = State.read(folder)
-        while is_running(folder):
-            state = state or State.read(folder)  # it may only just be starting
-            if state is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(state.supervisor, number)
-                break
-            if clock.monotonic() > deadline:
-                raise LocalStackError(f"the local servers of {folder} have been starting for {seconds:g} s; try again")
-            clock.sleep(_POLL_SECONDS)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        pid = supervisor_pid(folder)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = clock.monotonic() + _STOP_SECONDS
         while is_running(folder) and clock.monotonic() < deadline:
             clock.sleep(_POLL_SECONDS)
         if not is_running(folder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import shutil
 import signal
 import subprocess
@@ -117,9 +117,9 @@ class Child:
                 raise LocalStackError(f"{name} cannot be started: {error.strerror}") from error
             finally:
                 os.close(status_write)
-            answer = {}
-            if select.select([status], [], [], _GUARD_SECONDS)[0]:
-                answer = json.loads(status.readline() or b"{}")
+            with selectors.DefaultSelector() as selector:
+                selector.register(status, selectors.EVENT_READ)
+                answer = json.loads(status.readline() or b"{}") if selector.select(_GUARD_SECONDS) else {}
         child = cls(name, process, answer.get("pid", 0), log_path, grace_seconds)
         if "pid" not in answer:
             child.kill()

@@ -40,14 +40,14 @@ _ATTEMPTS = 3
 _MOST_CORES = 4
 #: What an AMQP client says first, and the type of the frame with which a broker answers it.
 _AMQP_HEADER, _METHOD_FRAME = b"AMQP\x00\x00\x09\x01", 1
-#: Amazon MQ's values; see docs/operations.md. Sizes in bytes, times in seconds or milliseconds as RabbitMQ has them.
+#: Amazon MQ's defaults. Message size in bytes, heartbeat in seconds, consumer timeout in milliseconds.
 _LIMITS = {
     "max_message_size": "524288",
     "channel_max": "500",
     "heartbeat": "60",
     "consumer_timeout": "1800000",
 }
-#: A limit that servers before 3.12 don't know, and refuse to start with.
+#: A limit that older servers (3.10) do not know, and would refuse to start with.
 _LATER_LIMITS = {"consumer_max_per_channel": "10"}
 
 
@@ -78,7 +78,7 @@ def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str
     if server is None:
         engine = container_engine(environ, log_path, starting)
         if engine is not None:
-            return _attempts(lambda: _start_container(engine, folder, log_path, starting))
+            return _attempts(lambda: _start_container(engine, environ, folder, log_path, starting))
         server = unpacked_server(environ, log_path, starting)
     if server is None:
         advice = ADVICE.get(sys.platform, ADVICE["linux"])
@@ -98,7 +98,9 @@ def check_given(url: str) -> Broker:
     port = port or (5671 if tls else 5672)
     try:
         if not speaks_amqp(host, port, tls):
-            raise BrokerUnavailable(f"what answers at {host}:{port} (PEERLESS_BROKER_URL) is not a RabbitMQ broker")
+            raise BrokerUnavailable(
+                f"what listens at {host}:{port} (PEERLESS_BROKER_URL) does not answer as a RabbitMQ broker does"
+            )
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise BrokerUnavailable(
@@ -108,13 +110,16 @@ def check_given(url: str) -> Broker:
 
 
 def speaks_amqp(host: str, port: int, tls: bool = False) -> bool:
-    """Whether AMQP 0-9-1 is spoken there. Raises OSError where nobody answers."""
+    """Whether AMQP 0-9-1 is spoken there. Raises OSError where nobody listens, or TLS fails."""
     with socket.create_connection((host, port), timeout=_PROBE_SECONDS) as plain:
         plain.settimeout(_PROBE_SECONDS)
         connection = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if tls else plain
         with connection:
-            connection.sendall(_AMQP_HEADER)
-            return connection.recv(1) == bytes([_METHOD_FRAME])
+            try:
+                connection.sendall(_AMQP_HEADER)
+                return connection.recv(1) == bytes([_METHOD_FRAME])
+            except (TimeoutError, ConnectionError):
+                return False
 
 
 def container_engine(environ: Mapping[str, str], log_path: Path, starting: Starting) -> str | None:
@@ -165,7 +170,9 @@ def _start_node(server: Server, folder: Path, log_path: Path, starting: Starting
     return _ready(Broker(_url(port, password), f"{LOOPBACK}:{port}", server.origin, child), starting, _READY_SECONDS)
 
 
-def _start_container(engine: str, folder: Path, log_path: Path, starting: Starting) -> Broker:
+def _start_container(
+    engine: str, environ: Mapping[str, str], folder: Path, log_path: Path, starting: Starting
+) -> Broker:
     (port,) = free_ports(1)
     password = secrets.token_urlsafe(24)
     name = f"peerless-rabbitmq-{secrets.token_hex(6)}"
@@ -179,7 +186,7 @@ def _start_container(engine: str, folder: Path, log_path: Path, starting: Starti
     child = Child.start(
         NAME,
         command,
-        env={**os.environ, "RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": password},
+        env={**environ, "RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": password},
         log_path=log_path,
         grace_seconds=_GRACE_SECONDS,
         afterwards=[engine, "rm", "--force", name],

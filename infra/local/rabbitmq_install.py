@@ -31,7 +31,7 @@ SCRIPT_FOLDERS = (
     "/opt/rabbitmq/sbin",
 )
 #: Where Erlang stands that is not on PATH.
-_ERLANG_FOLDERS = ("/opt/homebrew/bin", "/opt/homebrew/opt/erlang/bin", "/usr/local/bin", "/usr/local/opt/erlang/bin")
+ERLANG_FOLDERS = ("/opt/homebrew/bin", "/opt/homebrew/opt/erlang/bin", "/usr/local/bin", "/usr/local/opt/erlang/bin")
 ADVICE = {
     "darwin": "install it (`brew install rabbitmq`), start Docker, or set PEERLESS_BROKER_URL to a broker of yours",
     "linux": (
@@ -42,6 +42,8 @@ _MANIFEST = "peerless.json"
 _LAYOUT = 1
 #: What Debian's package asks for that a private node never calls.
 _UNNEEDED = {"libpopt0", "libwrap0"}
+#: Whoever has not finished unpacking after a day was killed.
+_ABANDONED_SECONDS = 86_400.0
 _RESOLVE_SECONDS, _UPDATE_SECONDS, _DOWNLOAD_SECONDS, _UNPACK_SECONDS = 60.0, 300.0, 900.0, 120.0
 
 
@@ -59,10 +61,14 @@ class Server:
     """Environment that it needs besides."""
 
 
-def installed_server(environ: Mapping[str, str], folders: Iterable[str] = SCRIPT_FOLDERS) -> Server | None:
+def installed_server(
+    environ: Mapping[str, str],
+    script_folders: Iterable[str] = SCRIPT_FOLDERS,
+    erlang_folders: Iterable[str] = ERLANG_FOLDERS,
+) -> Server | None:
     """A server that is installed with an Erlang to run it, or None."""
-    search = os.pathsep.join([*folders, environ.get("PATH", os.defpath)])
-    erlang = os.pathsep.join([environ.get("PATH", os.defpath), *_ERLANG_FOLDERS])
+    search = os.pathsep.join([*script_folders, environ.get("PATH", os.defpath)])
+    erlang = os.pathsep.join([environ.get("PATH", os.defpath), *erlang_folders])
     script, erl = shutil.which("rabbitmq-server", path=search), shutil.which("erl", path=erlang)
     if script is None or erl is None:
         return None
@@ -95,6 +101,9 @@ def unpacked_server(environ: Mapping[str, str], log_path: Path, starting: Starti
         if is_complete(folder):
             return _server_in(folder)
         _discard(folder)
+    for folder in cache.glob("partial-*"):
+        if starting.clock.now() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
     starting.note("fetching RabbitMQ as Debian packages (35 MB, once)")
     work = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
     try:

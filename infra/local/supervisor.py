@@ -41,7 +41,8 @@ def main(folder: Path) -> int:
             detached.report(answers, {"kind": type(error).__name__, "error": str(error)})
             return 1
         except KeyboardInterrupt:
-            pass
+            text = "the local servers were stopped while they were starting"  # nobody listens any more once they ran
+            detached.report(answers, {"kind": LocalStackError.__name__, "error": text})
     return 0
 
 
