@@ -103,10 +103,10 @@ class GradientTask:
         return {"common": self.common_dict(), "batch": self.batch.to_dict(), "retries": retries}
 
     @classmethod
-    def from_event(cls, event: Mapping[str, Any]) -> GradientTask:
+    def from_event(cls, event: object) -> GradientTask:
         """Raises CorruptObject naming the first field that doesn't fit."""
-        common = event.get("common")
-        if not isinstance(common, dict):
+        common = event.get("common") if isinstance(event, dict) else None
+        if not isinstance(event, dict) or not isinstance(common, dict):
             raise CorruptObject("the event of a gradient worker lacks `common`")
         return jsonform.from_dict(cls, {**common, "batch": event.get("batch")}, "task")
 

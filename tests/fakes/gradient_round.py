@@ -58,7 +58,7 @@ def prepare(
         (torch.randn(size, *shape, generator=generator), torch.randint(0, spec.classes, (size,), generator=generator))
         for size in sizes
     )
-    place, refs, whole = Place(PEER_BUCKET, "runs/round/peers/0000/all"), [], b""
+    place, refs, whole = Place(PEER_BUCKET, f"runs/round/peers/0000/all-{sha256}"), [], b""
     for index, (x, y) in enumerate(samples):
         blob = encode_batch(x, y)
         digest = hashlib.sha256(blob).hexdigest()
