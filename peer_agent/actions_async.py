@@ -53,11 +53,11 @@ class AsyncActions(Actions):
                 return super().execute(command)
 
     def _find_latest(self, known: Sequence[tuple[MemberRef, int]]) -> Iterable[s.Event]:
-        for member, round in known:
+        for member, round in self.contributions.latest(known):
             try:
-                found = self.contributions.find_latest(member, round)
+                found = self.contributions.find(round, member)
             except CorruptObject:
-                self.reject("corrupt", member.rank, None)
+                self.reject("corrupt", member.rank, round)
                 continue
             if found is not None:
                 yield s.FrameArrived(*found, sender=member.rank)

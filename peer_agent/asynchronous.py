@@ -62,6 +62,7 @@ class AsyncMachine:
         self.roster = Roster(rules.me, rules.peers)
         self.stop: Stop | None = None
         self._latest: dict[int, FrameHeader] = {}  # by rank; the own one included
+        self._heard: set[int] = set()  # ranks whose frames have come since the last look into S3
         self._handlers: dict[type, Callable[..., Iterator[s.Command]]] = {
             s.Started: self._started,
             s.MemberSeen: self._member_seen,
@@ -138,6 +139,7 @@ class AsyncMachine:
     def _contribution_held(self, event: s.ContributionHeld) -> Iterator[s.Command]:
         header = event.header
         self._latest[header.rank] = header
+        self._heard.add(header.rank)
         if header.rank == self.rules.me.rank and header.round == self.round and self.phase is Phase.COMPUTING:
             self.phase = Phase.AVERAGING
             yield from self._drop_unusable()
@@ -195,9 +197,14 @@ class AsyncMachine:
         if self.phase is Phase.JOINING:
             yield s.FindMembers(self.roster.missing)
         else:
-            others = (member for member in self.roster.members if member != self.rules.me)
-            yield s.FindLatest(tuple((m, self._latest[m.rank].round if m.rank in self._latest else -1) for m in others))
+            quiet = [m for m in self.roster.members if m != self.rules.me and m.rank not in self._heard]
+            self._heard.clear()
+            if quiet:
+                yield s.FindLatest(tuple((m, self._round_of(m)) for m in quiet))
         yield s.FindStop()
+
+    def _round_of(self, member: MemberRef) -> int:
+        return self._latest[member.rank].round if member.rank in self._latest else -1
 
     def _deadline_reached(self, event: s.DeadlineReached) -> Iterator[s.Command]:
         if self.phase is Phase.JOINING:

@@ -116,13 +116,15 @@ class Contributions:
         found = self._store.find(self._place(round, member))
         return None if found is None else (self._decode(found[0]).header, found[0])
 
-    def find_latest(self, member: MemberRef, after: int) -> tuple[FrameHeader, bytes] | None:
-        """A member's latest contribution after round `after` as S3 holds it, or None. Raises CorruptObject."""
+    def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
+        """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
         prefix = self._spec.places.contributions()
         keys = set(self._store.list(prefix.bucket, prefix.key))
-        rounds = range(self._spec.rounds_limit - 1, after, -1)
-        latest = next((round for round in rounds if self._place(round, member).key in keys), None)
-        return None if latest is None else self.find(latest, member)
+        for member, after in known:
+            rounds = range(self._spec.rounds_limit - 1, after, -1)
+            found = next((round for round in rounds if self._place(round, member).key in keys), None)
+            if found is not None:
+                yield member, found
 
     def frames(self, headers: Iterable[FrameHeader]) -> Iterator[Frame]:
         """The frames of these headers, read back one by one."""

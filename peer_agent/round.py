@@ -264,7 +264,8 @@ class RoundMachine:
             yield self._fail(WeightsMismatch(text))
             return
         if self.rules.me not in commit.members:
-            yield self._fail(Superseded(f"commit {commit.round} leaves out this process: its rank was taken over"))
+            text = f"commit {commit.round} does not count this process as a member: the run went on without it"
+            yield self._fail(Superseded(text))
             return
         self.phase, self._commit = Phase.APPLYING, commit
         for contributor in commit.contributors:

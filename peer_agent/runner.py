@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 
-from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded
+from contract.errors import BrokerUnavailable, CorruptObject, PeerlessError, RunFailed, Superseded
 from contract.records import Commit, Member, PeerReport, Result, Stop
 from peer_agent import signals as s
 from peer_agent.actions import Actions
@@ -21,7 +21,7 @@ SLICE_SECONDS = 0.2
 FAILED = "failed: "
 
 #: Events that show that others, or this peer, are getting on: they put the deadline off.
-_PROGRESS = (s.MemberSeen, s.ContributionHeld, s.Validated, s.CommitFound, s.Applied, s.ResultFound)
+_PROGRESS = (s.ContributionHeld, s.Validated, s.CommitFound, s.Applied, s.ResultFound)
 
 
 class Runner:
@@ -170,7 +170,8 @@ class Runner:
         reason = f"{FAILED}peer {self.actions.me.rank}: {text}"
         with contextlib.suppress(PeerlessError):
             stop, _ = self.actions.records.create_stop(reason, max(self.machine.round, 0))
-            self.ports.exchange.publish("stop", stop.to_json())
+            if not isinstance(error, BrokerUnavailable):
+                self.ports.exchange.publish("stop", stop.to_json())
         with contextlib.suppress(PeerlessError):
             self.actions.conclude()
             self.actions.records.put_report(self._report("failed", text))

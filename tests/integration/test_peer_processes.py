@@ -92,7 +92,7 @@ def prepared(
     ) -> Run:
         values: dict[str, Any] = {
             "peers": 3,
-            "epochs": 3,
+            "epochs": 2,
             "batch_size": 8,
             "batches_per_round": 1,
             "exchange": {"codec": "qsgd4", "poll_seconds": 0.3, "start_timeout_seconds": 60.0},
@@ -125,7 +125,7 @@ def test_a_run_over_rabbitmq_and_one_over_s3_alone_end_with_the_same_weights(
         run.start(range(3))
         assert run.end() == [(0, "")] * 3
         reports = run.reports()
-        assert {(r.rounds, r.reason, r.error) for r in reports} == {(9, "epoch_limit", None)}
+        assert {(r.rounds, r.reason, r.error) for r in reports} == {(6, "epoch_limit", None)}
         assert all(r.frames_rejected == {} for r in reports)
         hashes.append({r.weights_sha256 for r in reports})
         assert {event["stage"] for event in run.events("stage")} == set(reports[0].stages) | {"convergence"}
