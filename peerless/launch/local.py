@@ -6,6 +6,7 @@ is stopped on every way out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ import torch
 from contract import models, tensors
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import ConfigError, ModelError, RunFailed
+from contract.errors import ModelError, PeerlessError, RunFailed
 from contract.modelspec import ModelSpec
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
@@ -83,14 +84,7 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     """Replace `compute.state_machine = auto` by the form that fits, for peers to know. Raises ConfigError."""
     if config.compute.service == "local":
         return config
-    size = config.batches_per_round
     mode = choose_mode(config.compute.state_machine, max(batches_per_round(config, batches)))
-    if mode == "parallel" and size and any(count % size for count in batches):
-        raise ConfigError(
-            "compute.state_machine = parallel has a fixed number of branches, but partitions of "
-            f"{list(batches)} batches are no multiples of batches_per_round = {size}; "
-            "use batches_per_round = 0 or inline_map"
-        )
     compute = config.compute.model_copy(update={"state_machine": mode.value})
     return config.model_copy(update={"compute": compute})
 
@@ -205,9 +199,17 @@ class _Session:
     def finish(self, started: float, error: str | None) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
         reports = result.read_reports(self._store, self._places, self._config.peers)
-        model = result.fetch_model(
-            self._store, self._places, self._work.spec, reports, self._config.loss, self._work.prepared.test_batches()
-        )
+        model: result.SavedModel | None = None
+        # After a failure the best weights so far are kept where they can be had; the failure is what gets told.
+        with contextlib.suppress(*([PeerlessError] if error else [])):
+            model = result.fetch_model(
+                self._store,
+                self._places,
+                self._work.spec,
+                reports,
+                self._config.loss,
+                self._work.prepared.test_batches(),
+            )
         if model is not None:
             self._folder.write(self._folder.model, model.safetensors)
         summary = result.summarise(

@@ -125,10 +125,11 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
     """A sentence for an event that a person wants to read; None for the others."""
     peer, name = f"peer {event['rank']}", event["event"]
     if name == "commit":
-        text = f"round {event['round'] + 1} of {rounds}"
-        if event.get("loss") is not None:
-            text += f": loss {event['loss']:.4f}"
-        return f"{text}, {_validation(event)}" if event.get("validation_loss") is not None else text
+        parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
+        if event.get("validation_loss") is not None:
+            parts.append(_validation(event))
+        when = f"round {event['round'] + 1} of {rounds}" if event["round"] < rounds else "final weights"
+        return f"{when}: {', '.join(parts)}"
     if name == "lr_reduced":
         return f"{peer}: learning rate reduced to {event.get('lr')}" if event["rank"] == 0 else None
     if name == "weights_adopted":

@@ -55,17 +55,18 @@ def test_the_instance_based_baseline_reaches_the_same(first: dict, workplace: Wo
     assert made["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["distributed_map", "parallel"])
-def test_every_form_of_the_state_machine_gives_the_same_weights(first: dict, workplace: Workplace, mode: str) -> None:
-    sizes = ["--set", "batches_per_round=0", "--set", "epochs=3"]
-    inline = workplace.train(*sizes, run_dir=f"inline-{mode}")
-    made = workplace.train(*sizes, "--set", f"compute.state_machine={mode}", run_dir=mode)
-    assert made["rounds"] == 3
-    assert made["weights_sha256"] == inline["weights_sha256"]
+def test_every_form_of_the_state_machine_gives_the_same_weights(workplace: Workplace) -> None:
+    sizes = ["--peers", "2", "--set", "batches_per_round=3", "--set", "epochs=1"]
+    made = {
+        mode: workplace.train(*sizes, "--set", f"compute.state_machine={mode}", run_dir=mode)
+        for mode in ("inline_map", "distributed_map", "parallel")
+    }
+    assert {mode: summary["rounds"] for mode, summary in made.items()} == dict.fromkeys(made, 3)
+    assert len({str(summary["weights_sha256"]) for summary in made.values()}) == 1
 
 
 def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
-    made = workplace.train("--set", "mode=async", "--set", "epochs=4", run_dir="async")
+    made = workplace.train("--set", "mode=async", "--set", "epochs=3", run_dir="async")
     assert made["mode"] == "async"
     assert len(set(made["weights_sha256"].values())) == 1
     assert made["test_accuracy"] > 0.9
@@ -80,7 +81,7 @@ def test_a_script_trains_its_own_model_on_its_own_data(workplace: Workplace) -> 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["accuracy"] > 0.9
-    assert told["layers"] == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert sorted(told["layers"]) == ["net.0.bias", "net.0.weight", "net.2.bias", "net.2.weight"]
     assert told["events"] > 10
     assert told["source"] == "npz", "the data were kept, so that the run can be repeated"
 
