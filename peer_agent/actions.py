@@ -251,7 +251,8 @@ class Actions:
         return decision.stop
 
     def conclude(self) -> None:
-        """The run has ended in order: settle which weights it hands over."""
+        """The run has ended: settle which weights it hands over."""
+        self.reception.end()
         self.final_model = self.convergence.best_weights or self.update.weights_sha256
         self.best_loss = self.convergence.best_loss
 

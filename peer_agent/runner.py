@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Iterable
 
 from contract.errors import BrokerUnavailable, CorruptObject, PeerlessError, RunFailed, Superseded
 from contract.records import Commit, Member, PeerReport, Result, Stop
@@ -86,25 +87,31 @@ class Runner:
         self._look_at_the_clock()
 
     def feed(self, *events: s.Event) -> None:
-        """Handle events, and those that the machine's commands are answered with, until none is left."""
-        due = deque(events)
+        """Handle events, and those that the machine's commands are answered with, until none is left.
+
+        Answers are taken one by one, so that of all frames found in S3 only one is in memory at a time.
+        """
+        due = deque([iter(events)])
         while due and not self.ended:
-            event = due.popleft()
+            event = next(due[0], None)
+            if event is None:
+                due.popleft()
+                continue
             if isinstance(event, _PROGRESS):
                 self._heard_at = self.ports.clock.monotonic()
             for command in self.machine.handle(event):
-                due.extend(self._execute(command))
+                due.append(iter(self._execute(command)))
 
-    def _execute(self, command: s.Command) -> list[s.Event]:
+    def _execute(self, command: s.Command) -> Iterable[s.Event]:
         match command:
             case s.Finish(reason):
                 self.ended, self.reason = True, reason
-                return []
+                return ()
             case s.Fail(error):
                 raise error
             case s.Compute() if self._training_since is None:
                 self._training_since = self.ports.clock.monotonic()
-        return list(self.actions.execute(command))
+        return self.actions.execute(command)
 
     def _read(self, delivery: Delivery) -> s.Event | None:
         """What a message says; None, and counted, for one that cannot be read."""

@@ -1,4 +1,4 @@
-"""A whole run of several peers in one process and one thread: stepped in turn, with virtual time.
+"""A whole run of several peers in one process: stepped in turn with virtual time, or each in threads of its own.
 
 QuadraticGradients pull the weights towards a point that belongs to the rank, so that the weighted mean of the points is
 where a run must end; TorchGradients compute real ones.
@@ -7,6 +7,7 @@ where a run must end; TorchGradients compute real ones.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from contract import models
 from contract.batches import BatchRef, Manifest, decode_batch, encode_batch
+from contract.clock import SystemClock
 from contract.config import RunConfig
 from contract.errors import GradientFailed
 from contract.events import EventLog
@@ -32,7 +34,7 @@ from contract.tensors import Buffers, Layout, encode_weights, flatten, read_buff
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
 from peer_agent.actions_sync import SyncActions
-from peer_agent.background import Finished
+from peer_agent.background import Finished, Threads
 from peer_agent.exchange.null import NullExchange
 from peer_agent.membership import claim
 from peer_agent.ports import Delivery, Exchange, ExchangeCounts, RoundGradient
@@ -110,8 +112,8 @@ class CountingMetrics:
 class SteppedExchange:
     """An exchange whose waiting is virtual. `loses(kind, body)` says what never arrives; `twice` doubles the rest."""
 
-    def __init__(self, inner: Exchange, clock: FakeClock) -> None:
-        self.inner, self._clock = inner, clock
+    def __init__(self, inner: Exchange, clock: FakeClock, waits: bool = False) -> None:
+        self.inner, self._clock, self._waits = inner, clock, waits
         self.counts: ExchangeCounts = inner.counts
         self.loses: Callable[[str, bytes], bool] = lambda kind, body: False
         self.twice = False
@@ -124,8 +126,8 @@ class SteppedExchange:
                 self.inner.publish(kind, body)
 
     def poll(self, timeout_seconds: float) -> list[Delivery]:
-        found = self.inner.poll(0.0)
-        if not found:
+        found = self.inner.poll(timeout_seconds if self._waits else 0.0)
+        if not found and not self._waits:
             self._clock.sleep(timeout_seconds)
         return found
 
@@ -252,6 +254,8 @@ class Cast:
     norm: bool = False
     events: Path | None = None
     gradients: Callable[[RunSpec, MemoryStore, int], Any] | None = None
+    threads: bool = False
+    """Real time, real waiting and jobs in threads, for `play_in_threads`."""
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
@@ -265,7 +269,7 @@ class Cast:
         """A peer with its rank claimed, not started yet."""
         member = self.claim(rank, peer_id or f"peer-{rank}")
         inner = self.memory_broker.join(rank) if self.broker else NullExchange(FakeClock())
-        exchange = SteppedExchange(inner, self.clock)
+        exchange = SteppedExchange(inner, self.clock, waits=self.threads)
         elements = Layout.of(models.build(self.spec.model)).elements
         gradients = (
             self.gradients(self.spec, self.store, rank)
@@ -279,8 +283,8 @@ class Cast:
             gradients=gradients,
             metrics=metrics,
             events=EventLog(self.events, self.spec.run, rank, self.clock),
-            clock=self.clock,
-            background=Inline(),
+            clock=SystemClock() if self.threads else self.clock,
+            background=Threads(1) if self.threads else Inline(),
         )
         actions_of_mode = SyncActions if self.config.mode == "sync" else AsyncActions
         return Peer(Runner(actions_of_mode(self.spec, member, ports)), exchange, gradients, metrics)
@@ -304,6 +308,22 @@ class Cast:
                 self.advance(rank, self.peers[rank].runner.step)
             turn += 1
             assert turn < 20_000, f"no end in sight: {[p.runner.machine.__dict__ for p in self.peers]}"
+
+    def play_in_threads(self) -> None:
+        """Run all peers at once, each in a thread; returns when all have ended."""
+
+        def run(peer: Peer) -> None:
+            try:
+                peer.report = peer.runner.run()
+            except Exception as error:
+                peer.error = error
+
+        threads = [threading.Thread(target=run, args=(peer,)) for peer in self.peers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
 
     def advance(self, rank: int, what: Callable[[], None]) -> None:
         """One call into a peer, with what `Runner.run` does around it."""

@@ -106,6 +106,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     assert other[0].weights_sha256 != first[0].weights_sha256
 
 
+def test_peers_in_threads_end_with_the_weights_of_the_stepped_run() -> None:
+    cast = Cast(configuration(), (24, 24, 12), threads=True)
+    cast.play_in_threads()
+    assert [peer.error for peer in cast.peers] == [None] * 3
+    assert {r.weights_sha256 for r in cast.reports()} == {play().reports()[0].weights_sha256}
+
+
 def test_messages_that_come_twice_or_in_another_order_change_nothing() -> None:
     plain = play().reports()[0].weights_sha256
     cast = Cast(configuration(), (24, 24, 12))
@@ -132,6 +139,31 @@ def test_s3_alone_carries_a_run_to_the_same_weights() -> None:
     cast = play(broker=False)
     assert {r.weights_sha256 for r in cast.reports()} == {play().reports()[0].weights_sha256}
     assert all(peer.exchange.counts.messages_received == 0 for peer in cast.peers)
+
+
+def test_frames_found_in_s3_are_spooled_one_by_one() -> None:
+    """Memory must not grow with the number of peers (invariant 12)."""
+    cast = Cast(configuration(peers=6), (24,) * 6, broker=False)
+    contributions = cast.peers[0].actions.contributions
+    find, keep = contributions.find, contributions.keep
+    calls: list[str] = []
+
+    def finding(round: int, member: Any) -> Any:
+        found = find(round, member)
+        calls.extend(["find"] if found else [])
+        return found
+
+    def keeping(header: Any, frame: bytes) -> int:
+        calls.append("keep")
+        return keep(header, frame)
+
+    contributions.find = finding  # type: ignore[method-assign]
+    contributions.keep = keeping  # type: ignore[method-assign]
+    cast.play()
+    assert len({r.weights_sha256 for r in cast.reports()}) == 1
+    assert calls == ["find", "keep"] * (len(calls) // 2)
+    assert len(calls) > 9
+    cast.close()
 
 
 def test_large_frames_travel_by_claim_check_to_the_same_weights() -> None:
