@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from contract.errors import BrokerUnavailable, CorruptObject, PeerlessError, RunFailed, Superseded
 from contract.records import Commit, Member, PeerReport, Result, Stop
@@ -23,6 +24,14 @@ FAILED = "failed: "
 
 #: Events that show that others, or this peer, are getting on: they put the deadline off.
 _PROGRESS = (s.ContributionHeld, s.Validated, s.CommitFound, s.Applied, s.ResultFound)
+
+#: The records that travel as messages, and the events that they make.
+_RECORDS: dict[str, tuple[Any, Any]] = {
+    "hello": (Member, s.MemberSeen),
+    "commit": (Commit, s.CommitFound),
+    "result": (Result, s.ResultFound),
+    "stop": (Stop, s.StopFound),
+}
 
 
 class Runner:
@@ -114,24 +123,26 @@ class Runner:
         return self.actions.execute(command)
 
     def _read(self, delivery: Delivery) -> s.Event | None:
-        """What a message says; None, and counted, for one that cannot be read."""
+        """What a message says; None, and counted, for one that says nothing here."""
         try:
-            match delivery.kind:
-                case "frame":
-                    return s.FrameArrived(*self.actions.contributions.read_message(delivery.body), delivery.sender)
-                case "commit":
-                    return s.CommitFound(Commit.from_json(delivery.body))
-                case "result":
-                    return s.ResultFound(Result.from_json(delivery.body))
-                case "hello":
-                    return s.MemberSeen(Member.from_json(delivery.body))
-                case "stop":
-                    return s.StopFound(Stop.from_json(delivery.body))
+            event = self._parse(delivery)
         except CorruptObject:
-            self.actions.reject("corrupt", delivery.sender, None)
+            event = "corrupt"
+        if isinstance(event, str):
+            self.actions.reject(event, delivery.sender, None)
             return None
-        self.actions.reject("kind", delivery.sender, None)
-        return None
+        return event
+
+    def _parse(self, delivery: Delivery) -> s.Event | str:
+        """The event that a message makes, or why it makes none. Raises CorruptObject."""
+        if delivery.kind == "frame":
+            return s.FrameArrived(*self.actions.contributions.read_message(delivery.body), delivery.sender)
+        if delivery.kind not in _RECORDS:
+            return "kind"
+        record_class, event_class = _RECORDS[delivery.kind]
+        record = record_class.from_json(delivery.body)
+        event: s.Event = event_class(record)
+        return event if record.run == self.spec.run else "run"
 
     def _look_at_the_clock(self) -> None:
         """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""

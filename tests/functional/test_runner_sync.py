@@ -18,6 +18,7 @@ from contract.config import RunConfig
 from contract.errors import GradientFailed, ObjectMissing, RunFailed, Superseded
 from contract.records import Commit, Result, Stop
 from contract.tensors import decode_weights
+from contract.wire import decode_header
 from peer_agent import membership
 from tests.fakes.peers import Cast, QuadraticGradients, TorchGradients
 
@@ -104,6 +105,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     assert first[0].weights_sha256 == second[0].weights_sha256
     other = play(config.model_copy(update={"seed": 2})).reports()
     assert other[0].weights_sha256 != first[0].weights_sha256
+
+
+def test_the_rounding_differs_between_peers_and_rounds_but_not_between_runs() -> None:
+    def seeds(cast: Cast) -> list[int]:
+        places = [cast.spec.places.contribution(t, rank, 1) for t in (7, 8) for rank in range(3)]
+        return [decode_header(cast.store.get(place)).seed for place in places]
+
+    config = configuration(exchange=exchange(codec="qsgd4"))
+    first = seeds(play(config))
+    assert len(set(first)) == 6
+    assert seeds(play(config)) == first
+    assert not set(first) & set(seeds(play(config.model_copy(update={"seed": 2}))))
 
 
 def test_peers_in_threads_end_with_the_weights_of_the_stepped_run() -> None:
@@ -437,6 +450,10 @@ def test_damaged_and_foreign_messages_are_counted_and_harmless() -> None:
             broker.put(1, "frame", b"nonsense")
             broker.put(1, "commit", b"{}")
             broker.put(1, "gossip", b"who knows")
+            foreign = Stop(
+                run="another", reason="mischief", round=0, weights_sha256="", writer=cast.peers[1].actions.me, nonce="n"
+            )
+            broker.put(1, "stop", foreign.to_json())
         if turn == 3:
             old = cast.keys("contributions/000000/")
             if old:
@@ -448,6 +465,7 @@ def test_damaged_and_foreign_messages_are_counted_and_harmless() -> None:
     assert {r.weights_sha256 for r in reports} == {plain}
     assert [r.frames_rejected.get("corrupt", 0) for r in reports] == [2, 0, 2]
     assert [r.frames_rejected.get("kind", 0) for r in reports] == [1, 0, 1]
+    assert [r.frames_rejected.get("run", 0) for r in reports] == [1, 0, 1]
     assert [r.frames_rejected.get("stale", 0) for r in reports] == [0, 1, 1]
     cast.close()
 
