@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,14 @@ class EventTail:
                 yield json.loads(line)
 
 
-def follow(children: Sequence[Child], events: Path, observer: Observer, clock: Clock) -> str | None:
+def follow(
+    children: Sequence[Child], events: Path, observer: Observer, clock: Clock, each_time: Callable[[], None]
+) -> str | None:
     """Pass events to the observer until every peer has ended; returns a sentence when one failed.
 
-    `children` are the peers in rank order. The first Ctrl-C asks all peers to end together, a second one ends this at
-    once (KeyboardInterrupt; the caller stops the processes).
+    `children` are the peers in rank order; `each_time` is called with every look, some ten times a second. The
+    first Ctrl-C asks all peers to end together, a second one ends this at once (KeyboardInterrupt; the caller stops
+    the processes).
     """
     tail, failures = EventTail(events), _Failures(children)
     ending = interrupted = False
@@ -50,6 +53,7 @@ def follow(children: Sequence[Child], events: Path, observer: Observer, clock: C
             for event in tail.new():
                 failures.saw(event)
                 observer.event(event)
+            each_time()
             if not running:
                 return failures.sentence()
             if not ending and (interrupted or failures.any()):

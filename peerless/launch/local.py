@@ -32,6 +32,7 @@ from infra.local.processes import Child
 from peerless import data
 from peerless.launch import result, shipping
 from peerless.launch.follow import END_SECONDS, follow
+from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
 from peerless.report.progress import Observer
@@ -156,6 +157,7 @@ class _Session:
             region=cloud.region, endpoint_url=cloud.endpoint_url, clock=clock, session=cloud.session()
         )
         self._resources = LocalResources(cloud, self._places)
+        self._memory = MemoryMeter(clock)
         self._rounds = 0
 
     def provide(self) -> None:
@@ -194,7 +196,7 @@ class _Session:
         """Start the peers and follow them to their end; returns what failed, or None."""
         self._observer.training(self._config.peers, self._rounds)
         children = [self._start_peer(stack, rank) for rank in range(self._config.peers)]
-        return follow(children, self._folder.events, self._observer, self._clock)
+        return follow(children, self._folder.events, self._observer, self._clock, self._memory.sample)
 
     def finish(self, started: float, error: str | None) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
@@ -218,6 +220,7 @@ class _Session:
             reports=reports,
             model=model,
             counters=self._resources.counters(),
+            peak_memory_bytes=self._memory.peak_bytes,
             seconds_total=self._clock.monotonic() - started,
             error=error,
         )

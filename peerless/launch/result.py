@@ -74,6 +74,7 @@ def summarise(
     reports: Sequence[PeerReport],
     model: SavedModel | None,
     counters: dict[str, Any],
+    peak_memory_bytes: int,
     seconds_total: float,
     error: str | None,
 ) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def summarise(
         "model_sha256": model.sha256 if model else None,
         "seconds_total": round(seconds_total, 3),
         "seconds_training": round(max((report.seconds_training for report in whole), default=0.0), 3),
+        "peak_memory_bytes": peak_memory_bytes,
         "bytes_sent": {str(report.rank): report.bytes_sent for report in reports},
         "bytes_received": {str(report.rank): report.bytes_received for report in reports},
         "codec": config.exchange.codec,

@@ -70,7 +70,7 @@ def test_a_run_that_goes_well_has_no_failure(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", Recorder()
     write(path, {"event": "round_started", "rank": 0})
     children = [FakeChild([None, 0]), FakeChild([None, None, 0])]
-    assert follow(children, path, seen, FakeClock()) is None  # type: ignore[arg-type]
+    assert follow(children, path, seen, FakeClock(), bool) is None  # type: ignore[arg-type]
     assert [event["event"] for event in seen.events] == ["round_started"]
     assert not any(child.terminated for child in children)
 
@@ -79,7 +79,7 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
     path = tmp_path / "events.jsonl"
     write(path, {"event": "failed", "rank": 1, "error": "batch 3: too hot"})
     children = [FakeChild([None]), FakeChild([1])]
-    assert follow(children, path, Recorder(), FakeClock()) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
+    assert follow(children, path, Recorder(), FakeClock(), bool) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
     assert children[0].terminated
 
 
@@ -92,7 +92,7 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
 )
 def test_a_peer_that_cannot_tell_is_told_about(tmp_path: Path, status: int, log: str, sentence: str) -> None:
     children = [FakeChild([None]), FakeChild([None, status], log)]
-    assert follow(children, tmp_path / "none", Recorder(), FakeClock()) == sentence  # type: ignore[arg-type]
+    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), bool) == sentence  # type: ignore[arg-type]
     assert children[0].terminated
 
 
@@ -112,7 +112,7 @@ class InterruptingClock(FakeClock):
 
 def test_ctrl_c_once_ends_in_order(tmp_path: Path) -> None:
     children, seen = [FakeChild([None]), FakeChild([None])], Recorder()
-    assert follow(children, tmp_path / "none", seen, InterruptingClock(1)) is None  # type: ignore[arg-type]
+    assert follow(children, tmp_path / "none", seen, InterruptingClock(1), bool) is None  # type: ignore[arg-type]
     assert all(child.terminated for child in children)
     assert seen.notes == ["ending after this round; Ctrl-C again stops at once"]
 
@@ -121,4 +121,4 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     stubborn = FakeChild([None])
     stubborn.terminate = lambda: None  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        follow([stubborn], tmp_path / "none", Recorder(), InterruptingClock(2))  # type: ignore[list-item]
+        follow([stubborn], tmp_path / "none", Recorder(), InterruptingClock(2), bool)  # type: ignore[list-item]

@@ -37,7 +37,14 @@ def report(rank: int, **changes: Any) -> PeerReport:
 
 def summary(reports: list[PeerReport], error: str | None = None, model: SavedModel | None = None) -> dict[str, Any]:
     return summarise(
-        run="r", config=RunConfig(peers=2), reports=reports, model=model, counters={}, seconds_total=9.0, error=error
+        run="r",
+        config=RunConfig(peers=2),
+        reports=reports,
+        model=model,
+        counters={},
+        peak_memory_bytes=7,
+        seconds_total=9.0,
+        error=error,
     )
 
 
