@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract import wire
 from contract.config import RunConfig
 from contract.errors import GradientFailed, ObjectMissing, RunFailed, Superseded
 from contract.records import Commit, Result, Stop
 from contract.tensors import decode_weights
 from contract.wire import decode_header
 from peer_agent import membership
-from tests.fakes.peers import Cast, QuadraticGradients, TorchGradients
+from peer_agent.ports import Delivery
+from tests.fakes.peers import Cast, Peer, QuadraticGradients, TorchGradients
 
 LR = 0.25
 
@@ -196,8 +198,40 @@ def test_one_peer_alone_trains() -> None:
     assert [(r.rounds, r.reason) for r in cast.reports()] == [(9, "epoch_limit")]
 
 
+def test_a_message_is_acknowledged_once_its_effect_is_durable() -> None:
+    cast = Cast(configuration(), (24, 24, 12))
+    acknowledged: list[str] = []
+
+    def watch(peer: Peer) -> None:
+        acknowledge = peer.exchange.acknowledge
+
+        def watched(delivery: Delivery) -> None:
+            acknowledged.append(delivery.kind)
+            if delivery.kind == "frame":
+                header = decode_header(delivery.body)
+                if header.round >= peer.runner.machine.round:
+                    assert (
+                        wire.decode(
+                            peer.actions.spool.read(header), expected_elements=51, expected_buffers_bytes=0
+                        ).header
+                        == header
+                    )
+            acknowledge(delivery)
+
+        peer.exchange.acknowledge = watched  # type: ignore[method-assign]
+
+    for peer in cast.peers:
+        watch(peer)
+    cast.play()
+    assert [peer.error for peer in cast.peers] == [None] * 3
+    assert acknowledged.count("frame") == 9 * 3 * 2
+    assert len(acknowledged) == sum(peer.exchange.counts.messages_received for peer in cast.peers)
+    cast.close()
+
+
 def test_storage_stays_bounded() -> None:
     cast = play(configuration(epochs=8))
+    assert cast.store.counts.deletes <= 2 * 24  # by the round's result writer alone, weights and contributions
     assert len({key.split("/")[0] for key in cast.keys("contributions/")}) == 2
     report = cast.reports()[0]
     kept = set(cast.keys("weights/"))
