@@ -10,6 +10,9 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+#: What ends a peer's round: the commit that it applied, or in asynchronous mode the average that it took.
+ROUND_EVENTS = ("commit", "averaged")
+
 
 class Observer(Protocol):
     """What the launcher tells whoever watches."""
@@ -38,12 +41,14 @@ class Silent:
 
 
 class Lines:
-    """One line per note, and one per validated or every tenth round: for pipes and logs."""
+    """One line per note, one per validation and one for every tenth round: for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rounds = 0
         self._printed = -1
+        self._asynchronous = False
+        self._rejected = _FirstOfItsKind()
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
@@ -53,17 +58,18 @@ class Lines:
         self.note(f"training: {peers} peers, at most {rounds} rounds")
 
     def event(self, event: Mapping[str, Any]) -> None:
-        line = describe(event, self._rounds)
-        if line is None:
-            return
-        validated = event.get("validation_loss") is not None
-        if event["event"] == "commit" and not validated and event["round"] % 10:
-            return
-        if event["event"] == "commit" and event["round"] <= self._printed:
-            return  # each peer reports the commit that it applies; one line is enough
-        if event["event"] == "commit":
+        name = event["event"]
+        if name in ROUND_EVENTS:
+            # In synchronous mode each peer reports the commit that it applies; one line is enough.
+            news = event.get("validation_loss") is not None or event["round"] % 10 == 0
+            if not news or event["round"] <= self._printed:
+                return
             self._printed = event["round"]
-        self.note(line)
+            self._asynchronous = name == "averaged"
+        elif not self._rejected.is_new(event) or (name == "validated" and not self._asynchronous):
+            return  # a synchronous validation comes with its commit
+        if (line := describe(event, self._rounds)) is not None:
+            self.note(line)
 
 
 class Bars:
@@ -80,8 +86,10 @@ class Bars:
             console=console,
         )
         self._tasks: dict[int, TaskID] = {}
+        self._losses: dict[int, str] = {}
+        self._validations: dict[int, str] = {}
         self._rounds = 0
-        self._validation = ""
+        self._rejected = _FirstOfItsKind()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -104,32 +112,49 @@ class Bars:
         task = self._tasks.get(event["rank"])
         if task is None:
             return
-        name = event["event"]
-        if name == "commit":
-            if event.get("validation_loss") is not None:
-                self._validation = _validation(event)
-            loss = event.get("loss")
-            detail = " · ".join(
-                part for part in (f"loss {loss:.4f}" if loss is not None else "", self._validation) if part
-            )
-            self._progress.update(task, completed=min(event["round"] + 1, self._rounds), detail=detail)
-        elif name == "stage":
-            self._progress.update(task, detail=self._progress.tasks[task].fields["detail"])
+        name, rank = event["event"], event["rank"]
+        if event.get("loss") is not None:
+            self._losses[rank] = f"loss {event['loss']:.4f}"
+        if event.get("validation_loss") is not None:
+            self._validations[rank] = _validation(event)
+        if name in ROUND_EVENTS or name == "validated":
+            detail = " · ".join(texts[rank] for texts in (self._losses, self._validations) if rank in texts)
+            self._progress.update(task, detail=detail)
+        if name in ROUND_EVENTS:
+            self._progress.update(task, completed=min(event["round"] + 1, self._rounds))
         elif name in ("finished", "failed"):
             self._progress.update(task, detail=f"{name}: {event.get('reason') or event.get('error', '')}")
-        elif (line := describe(event, self._rounds)) is not None:
+        elif name != "validated" and self._rejected.is_new(event) and (line := describe(event, self._rounds)):
             self.note(line)
+
+
+class _FirstOfItsKind:
+    """Lets a rejection pass once per sender and reason; summary.json counts them all."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[Any, ...]] = set()
+
+    def is_new(self, event: Mapping[str, Any]) -> bool:
+        """Always, for other events."""
+        if event["event"] != "frame_rejected":
+            return True
+        kind = (event["rank"], event.get("sender"), event.get("reason"))
+        known = kind in self._seen
+        self._seen.add(kind)
+        return not known
 
 
 def describe(event: Mapping[str, Any], rounds: int) -> str | None:
     """A sentence for an event that a person wants to read; None for the others."""
     peer, name = f"peer {event['rank']}", event["event"]
-    if name == "commit":
+    if name in ROUND_EVENTS:
         parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
         if event.get("validation_loss") is not None:
             parts.append(_validation(event))
         when = f"round {event['round'] + 1} of {rounds}" if event["round"] < rounds else "final weights"
         return f"{when}: {', '.join(parts)}"
+    if name == "validated":
+        return f"{peer}: {_validation(event)}"
     if name == "lr_reduced":
         return f"{peer}: learning rate reduced to {event.get('lr')}" if event["rank"] == 0 else None
     if name == "weights_adopted":

@@ -1,0 +1,83 @@
+"""What a person reads while a run goes on."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from peerless.report.progress import Bars, Lines
+
+
+def event(name: str, rank: int = 0, round: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"event": name, "rank": rank, "round": round, **fields}
+
+
+def lines(*events: dict[str, Any]) -> list[str]:
+    """The lines for some events of a run of two peers and twenty rounds."""
+    text = io.StringIO()
+    view = Lines(Console(file=text, width=200))
+    view.training(2, 20)
+    for item in events:
+        view.event(item)
+    return text.getvalue().splitlines()[1:]
+
+
+def test_every_tenth_commit_and_every_validation_is_one_line() -> None:
+    commits = [event("commit", rank, round, loss=1.0) for round in range(20) for rank in (0, 1)]
+    commits[12]["validation_loss"], commits[12]["validation_accuracy"] = 0.5, 0.875
+    assert lines(*commits) == [
+        "round 1 of 20: loss 1.0000",
+        "round 7 of 20: loss 1.0000, validation loss 0.5000, accuracy 87.50%",
+        "round 11 of 20: loss 1.0000",
+    ]
+
+
+def test_the_closing_commit_speaks_of_the_final_weights() -> None:
+    assert lines(event("commit", 0, 20, loss=None, validation_loss=0.25)) == ["final weights: validation loss 0.2500"]
+
+
+def test_asynchronous_rounds_are_seen_too() -> None:
+    validated = event("validated", 1, 3, validation_loss=0.5)
+    assert lines(event("averaged", 1, 0, loss=2.0, contributors=[0, 1]), validated) == [
+        "round 1 of 20: loss 2.0000",
+        "peer 1: validation loss 0.5000",
+    ]
+    assert lines(validated) == [], "a synchronous validation comes with its commit"
+
+
+def test_a_rejection_is_told_once_per_sender_and_reason() -> None:
+    stale = event("frame_rejected", 0, 3, sender=1, reason="stale")
+    assert lines(stale, stale, {**stale, "reason": "corrupt"}) == [
+        "peer 0: rejected a frame of peer 1: stale",
+        "peer 0: rejected a frame of peer 1: corrupt",
+    ]
+
+
+def test_faults_are_told() -> None:
+    told = lines(
+        event("weights_adopted", 1, 4),
+        event("failed", 1, 4, error="batch 3: too hot"),
+        event("finished", 0, 4, reason="early_stopping"),
+    )
+    assert told == [
+        "peer 1: round 5: its own weights differed; adopted the recorded ones",
+        "peer 1: failed: batch 3: too hot",
+        "peer 0: finished (early_stopping)",
+    ]
+
+
+def test_bars_show_rounds_loss_and_validation_per_peer() -> None:
+    text = io.StringIO()
+    with Bars(Console(file=text, width=160, force_terminal=True)) as view:
+        view.training(2, 20)
+        view.event(event("commit", 0, 9, loss=0.75, validation_loss=0.5))
+        view.event(event("stage", 0, 10, stage="compute", seconds=1.0))
+        view.event(event("averaged", 1, 4, loss=0.25))
+        view.event({"event": "note", "rank": None})
+    shown = text.getvalue()
+    assert "10/20" in shown
+    assert "loss 0.7500 · validation loss 0.5000" in shown
+    assert "5/20" in shown
+    assert "loss 0.2500" in shown
