@@ -158,7 +158,8 @@ class RunConfig(Section):
     epochs: Positive = 2
     """Epoch limit."""
     batch_size: Positive = 128
-    """Samples per batch, hence per Lambda invocation; the last batch of a partition may be smaller."""
+    """Samples per batch, hence per Lambda invocation. The last batch of a partition holds the remainder; a single
+    sample left over joins the batch before, as batch normalisation cannot train on one sample."""
     batches_per_round: Annotated[int, Field(ge=0)] = 2
     """Batches of each peer per round and update; 0 takes all (the paper: one update per epoch)."""
     validate_every: Annotated[int, Field(ge=0)] = 0

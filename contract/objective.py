@@ -69,7 +69,7 @@ def refusal(error: Exception, x: Tensor, y: Tensor) -> Exception:
     if "more than 1 value per channel" in text:
         return ModelError(
             f"batch normalisation cannot train on a batch of shape {list(x.shape)}, which leaves one value per "
-            "channel; choose batch_size so that no batch holds a single sample"
+            "channel; use a batch_size above 1 and give every peer at least two samples"
         )
     return ModelError(
         f"the model failed on a batch of shape {list(x.shape)} with targets of shape {list(y.shape)}: "

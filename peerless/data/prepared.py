@@ -33,7 +33,8 @@ class Prepared:
     transform: Transform
     """Fitted on all partitions together, and on nothing else."""
     batch_size: int
-    """Samples per batch; the last of a partition holds the remainder, which may be a single sample."""
+    """Samples per batch. The last batch of a partition holds the remainder; a single sample left over joins the batch
+    before instead, because batch normalisation cannot train on one sample."""
     partitions: tuple[Indices, ...]
     """Indices into `dataset.train_x` by rank, in the order of the batches."""
     validation: Indices
@@ -65,7 +66,7 @@ class Prepared:
     @property
     def batches(self) -> tuple[int, ...]:
         """Batches by rank."""
-        return tuple(-(-len(part) // self.batch_size) for part in self.partitions)
+        return tuple(batch_count(len(part), self.batch_size) for part in self.partitions)
 
     @property
     def sample_bytes(self) -> int:
@@ -87,7 +88,8 @@ class Prepared:
         if not 0 <= index < self.batches[rank]:
             raise IndexError(f"rank {rank} has {self.batches[rank]} batches, no batch {index}")
         start = index * self.batch_size
-        return self._take(self.partitions[rank][start : start + self.batch_size])
+        last = index == self.batches[rank] - 1
+        return self._take(self.partitions[rank][start : None if last else start + self.batch_size])
 
     def validation_set(self) -> Batch:
         """The whole validation set as one batch."""
@@ -103,6 +105,12 @@ class Prepared:
         if test and self.dataset.test_x is not None and self.dataset.test_y is not None:
             x, y = self.dataset.test_x, self.dataset.test_y
         return torch.from_numpy(self.transform.apply(x[indices])), torch.from_numpy(y[indices])
+
+
+def batch_count(samples: int, batch_size: int) -> int:
+    """Batches of a partition: the remainder is one of its own, unless it is a single sample, which joins another."""
+    whole, remainder = divmod(samples, batch_size)
+    return whole if remainder == 0 or (remainder == 1 and whole) else whole + 1
 
 
 def prepare(config: RunConfig, dataset: Dataset) -> Prepared:

@@ -78,6 +78,18 @@ def test_the_remainder_is_the_last_batch():
         prepared.batch(2, -1)
 
 
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "sizes"),
+    [(33, 16, [16, 17]), (17, 16, [17]), (5, 2, [2, 3]), (32, 16, [16, 16]), (34, 16, [16, 16, 2]), (1, 16, [1]),
+     (3, 1, [1, 1, 1])],
+)  # fmt: skip
+def test_a_single_sample_left_over_joins_the_batch_before(samples, batch_size, sizes):
+    prepared = prepare(config(peers=1, batch_size=batch_size, train_samples=samples), numbered())
+    assert prepared.batches == (len(sizes),)
+    assert [len(prepared.batch(0, index)[1]) for index in range(len(sizes))] == sizes
+    assert sorted(everything(prepared)[0]) == sorted(prepared.partitions[0].tolist()), "no sample is lost"
+
+
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
     one, same, other = (prepare(config(seed=seed), numbered()) for seed in (1, 1, 2))
     assert everything(one) == everything(same)

@@ -256,7 +256,7 @@ def test_batchnorm_with_one_sample_is_told() -> None:
     model = normalised()
     layout, flat, buffers = started(model)
     x, y = batches()[0]
-    with pytest.raises(ModelError, match="choose batch_size so that no batch holds a single sample"):
+    with pytest.raises(ModelError, match="use a batch_size above 1 and give every peer at least two samples"):
         batch_gradient(model, layout, "cross_entropy", flat, buffers, x[:1], y[:1], seed=1)
 
 
