@@ -155,6 +155,12 @@ def guarded(command: Callable[[], Any], debug: bool) -> int:
         return INTERRUPTED
     except SystemExit as status:
         return status.code if isinstance(status.code, int) else 1
+    except Exception as error:  # a mistake of ours; the sentence asks for what is needed to find it
+        if debug:
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"peerless: internal error, {told} (--debug shows where)", file=sys.stderr)
+        return 1
     return 0
 
 
