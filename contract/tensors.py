@@ -45,7 +45,8 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str = "float32"
     aliases: tuple[str, ...] = ()
-    """Further names of the same tensor, where a model ties them; no part of the weights' identity."""
+    """Further names of the same tensor, where a model ties them; like `trainable` no part of the weights' identity."""
+    trainable: bool = True
 
     @property
     def elements(self) -> int:
@@ -72,8 +73,8 @@ class Layout:
     def of(cls, model: nn.Module) -> Layout:
         """The layout of `model`; reads no values, so a model on the meta device will do.
 
-        Raises ModelError for a model without parameters, a parameter that isn't float32 or has no shape yet (lazy
-        modules), or a buffer of a dtype outside BUFFER_DTYPES.
+        Raises ModelError for a model without parameters or with frozen ones only, a parameter that isn't float32 or
+        has no shape yet (lazy modules), or a buffer of a dtype outside BUFFER_DTYPES.
         """
         names: dict[int, list[str]] = {}
         for name, tensor in _all_tensors(model):
@@ -88,6 +89,8 @@ class Layout:
             parameters.append(_entry(name, parameter, names))
         if not parameters:
             raise ModelError("the model has no parameters, so there is nothing to train")
+        if not any(entry.trainable for entry in parameters):
+            raise ModelError("all parameters of the model are frozen (requires_grad), so there is nothing to train")
 
         buffers = []
         for name, buffer in _persistent_buffers(model).items():
@@ -106,6 +109,16 @@ class Layout:
     def buffers_bytes(self) -> int:
         """Bytes of all buffers, packed."""
         return sum(entry.bytes for entry in self.buffers)
+
+    @cached_property
+    def frozen(self) -> tuple[slice, ...]:
+        """The parts of the flat vector that training must not change: parameters without `requires_grad`."""
+        parts, start = [], 0
+        for entry in self.parameters:
+            if not entry.trainable:
+                parts.append(slice(start, start + entry.elements))
+            start += entry.elements
+        return tuple(parts)
 
     @cached_property
     def header(self) -> bytes:
@@ -348,7 +361,8 @@ def _stored_tensor(entry: Entry, tensors: Mapping[str, torch.Tensor]) -> NDArray
 
 def _entry(name: str, tensor: torch.Tensor, names: Mapping[int, list[str]]) -> Entry:
     aliases = tuple(other for other in names[id(tensor)] if other != name)
-    return Entry(name, tuple(tensor.shape), _dtype_name(tensor), aliases)
+    trainable = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    return Entry(name, tuple(tensor.shape), _dtype_name(tensor), aliases, trainable)
 
 
 def _all_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:

@@ -31,7 +31,8 @@ class Update:
     """This peer's weights, buffers and optimizer state.
 
     The optimizer works on one flat parameter: all optimizers on offer are elementwise, so this equals a step on the
-    model's own tensors, and needs no model. `flat` is a new array after every step; nothing writes into an old one.
+    model's own tensors, and needs no model. What the model has frozen stays as it is, bit for bit. `flat` is a new
+    array after every step; nothing writes into an old one.
     """
 
     def __init__(self, layout: Layout, flat: NDArray[np.float32], buffers: Buffers, config: OptimizerConfig) -> None:
@@ -55,6 +56,9 @@ class Update:
         self._parameter.grad = torch.from_numpy(gradient)
         self.optimizer.step()
         self._parameter.grad = None
+        with torch.no_grad():  # the one flat parameter decays as a whole, frozen parts included
+            for part in self._layout.frozen:
+                self._parameter[part] = torch.from_numpy(self.flat[part])
         self._take(self._parameter.detach().numpy().copy(), buffers)
         return self.weights_sha256
 

@@ -2,7 +2,8 @@
 
 Built-in architectures take images of one or three channels (N, channels, image_size, image_size), float32, and answer
 with logits (N, classes). They are defined from 28 to 224 pixels (`mlp` and `cnn` also for less); the module of each
-family says how images smaller than the paper's are handled.
+family says how images smaller than the paper's are handled. `mlp` takes any number of channels, and feature vectors
+(N, features), of which each feature is a channel of one pixel.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 #: The smallest image, in pixels, that an architecture has a use for; 28 where nothing is said.
-SMALLEST_IMAGE: Mapping[str, int] = {"mlp": 1, "cnn": 12}
+SMALLEST_IMAGE: Mapping[str, int] = {"cnn": 12}
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -81,6 +82,10 @@ def initial_weights(spec: ModelSpec, seed: int) -> nn.Module:
 def _check_images(spec: ModelSpec) -> None:
     if spec.classes < 1:
         raise ModelError(f"model {spec.name} needs at least one class, not {spec.classes}")
+    if spec.name == "mlp":
+        return  # takes whatever can be flattened
+    if spec.image_size == 1:
+        raise ModelError(f"model {spec.name} takes images, not feature vectors; use mlp or a model of your own")
     if spec.channels not in (1, 3):
         raise ModelError(f"model {spec.name} takes images of 1 or 3 channels, not {spec.channels}")
     smallest = SMALLEST_IMAGE.get(spec.name, 28)

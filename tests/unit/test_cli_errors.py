@@ -14,7 +14,11 @@ from peerless.cli import guarded
         (ConfigError("no such key"), 2, "peerless: no such key\n"),
         (RunFailed("peer 1 failed"), 1, "peerless: peer 1 failed\n"),
         (KeyError("a\nb"), 1, "peerless: internal error, KeyError: 'a\\nb' (--debug shows where)\n"),
-        (AttributeError("two\nlines"), 1, "peerless: internal error, AttributeError: two lines (--debug shows where)\n"),
+        (
+            OSError("two\nlines"),
+            1,
+            "peerless: internal error, OSError: two lines (--debug shows where)\n",
+        ),
     ],
 )
 def test_every_exception_is_one_line_and_raised_only_for_debugging(

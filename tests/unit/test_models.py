@@ -198,8 +198,14 @@ def test_a_wrong_model_is_told_in_one_sentence(
     [
         (spec("cnn", channels=2), "1 or 3 channels, not 2"),
         (spec("squeezenet1_1", image_size=27), "at least 28 pixels, not 27"),
+        (spec("cnn", channels=6, image_size=1), "takes images, not feature vectors; use mlp"),
     ],
 )
 def test_images_that_an_architecture_cannot_take_are_refused(wanted: ModelSpec, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         build(wanted)
+
+
+def test_the_dense_network_takes_feature_vectors_and_any_channels() -> None:
+    assert build(spec("mlp", channels=6, image_size=1, classes=3))(torch.zeros(4, 6)).shape == (4, 3)
+    assert build(spec("mlp", channels=2, image_size=5, classes=3))(torch.zeros(4, 2, 5, 5)).shape == (4, 3)

@@ -74,6 +74,18 @@ def encoded(weights: Weights, **changes: object) -> bytes:
     return encode_weights(layout, flat, buffers, **places)  # type: ignore[arg-type]
 
 
+def test_frozen_parameters_are_parts_of_the_flat_vector() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    assert Layout.of(model).frozen == ()
+    model[0].weight.requires_grad_(False)
+    model[1].requires_grad_(False)
+    layout = Layout.of(model)
+    assert layout.frozen == (slice(0, 6), slice(9, 12), slice(12, 13))
+    assert layout.header == Layout.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))).header, "the same weights"
+    with pytest.raises(ModelError, match="all parameters of the model are frozen"):
+        Layout.of(model.requires_grad_(False))
+
+
 def test_the_layout_lists_every_tensor_once_in_order_of_registration() -> None:
     layout = Layout.of(mixed())
     assert [(e.name, e.shape, e.dtype) for e in layout.parameters] == [

@@ -69,6 +69,27 @@ def test_steps_on_the_flat_vector_equal_steps_on_the_models_own_tensors(
     np.testing.assert_allclose(update.flat, flatten(plain, layout), rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam"])
+def test_frozen_parameters_do_not_change_under_weight_decay_and_momentum(
+    name: Literal["sgd", "adam", "adamw", "nadam"],
+) -> None:
+    plain = model()
+    plain[0].requires_grad_(False)
+    plain[2].bias.requires_grad_(False)
+    layout = Layout.of(plain)
+    start = flatten(plain, layout)
+    config = OptimizerConfig(name=name, lr=0.1, momentum=0.9, weight_decay=0.5)
+    update = Update(layout, start, read_buffers(plain, layout), config)
+    for step in range(3):
+        noise = frame(layout, random_gradient(layout, step), update.buffers, 1, 0)
+        update.step([noise.header], [noise])
+    moved = {entry.name: not np.array_equal(old, new) for (entry, old), (_, new) in
+             zip(layout.views(start), layout.views(update.flat), strict=True)}  # fmt: skip
+    assert moved == {
+        "0.weight": False, "0.bias": False, "1.weight": True, "1.bias": True, "2.weight": True, "2.bias": False
+    }  # fmt: skip
+
+
 def test_buffers_are_averaged_by_samples_and_counters_advance_by_one() -> None:
     plain = model()
     layout = Layout.of(plain)
