@@ -93,8 +93,18 @@ class RunSpec:
 
     def is_validation_round(self, round: int) -> bool:
         """Whether the weights that `round` leads to are validated: each epoch's or every n-th, and the last."""
-        every = self.config.validate_every or self.rounds_per_epoch
-        return (round + 1) % every == 0 or round + 1 == self.rounds_limit
+        return (round + 1) % self._validate_every == 0 or round + 1 == self.rounds_limit
+
+    def validation_number(self, round: int) -> int | None:
+        """Which validation of the run, counted from 0, is that of the weights from which `round` starts; or None."""
+        if round == 0 or not self.is_validation_round(round - 1):
+            return None
+        return -(-round // self._validate_every) - 1
+
+    @property
+    def _validate_every(self) -> int:
+        """Rounds from one validation to the next; the last one may come earlier."""
+        return self.config.validate_every or self.rounds_per_epoch
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""

@@ -146,10 +146,6 @@ class Actions:
             buffers_bytes=self.layout.buffers_bytes,
         )
 
-    def validates(self, round: int) -> bool:
-        """Whether the weights that `round` starts from, those that the round before led to, are validated."""
-        return round > 0 and self.spec.is_validation_round(round - 1)
-
     def execute(self, command: s.Command) -> Iterable[s.Event]:
         """Carry out a command."""
         match command:

@@ -31,7 +31,7 @@ class AsyncActions(Actions):
                 rounds=spec.rounds_limit,
                 max_staleness=spec.config.exchange.max_staleness,
                 initial_weights=spec.initial_weights,
-                validates=self.validates,
+                validates=lambda round: spec.validation_number(round) is not None,
                 frames=self.frame_rules,
             )
         )

@@ -13,7 +13,8 @@ from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.actions import Actions, Ports
 from peer_agent.barrier import Retention
-from peer_agent.round import RoundMachine, RoundRules
+from peer_agent.round import RoundMachine
+from peer_agent.rules import RoundRules
 
 
 class SyncActions(Actions):
@@ -30,7 +31,7 @@ class SyncActions(Actions):
                 peers=spec.config.peers,
                 rounds=spec.rounds_limit,
                 initial_weights=spec.initial_weights,
-                validates=self.validates,
+                validation=spec.validation_number,
                 key=lambda round, rank, incarnation: spec.places.contribution(round, rank, incarnation).key,
                 frames=self.frame_rules,
             )

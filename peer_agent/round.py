@@ -12,18 +12,15 @@ validates; anyone takes over what S3 still lacks after a look.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 
-from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
+from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, WeightsMismatch
 from contract.records import Commit, MemberRef, Result, Stop
 from contract.wire import FrameHeader
 from peer_agent import signals as s
-from peer_agent.admission import FrameRules, listed, not_a_member
+from peer_agent.admission import not_a_member
 from peer_agent.membership import Roster, ranks_named
-
-#: Looks into S3 without success after which a peer does costly work (an upload, an evaluation) in another's place.
-TAKEOVER_LOOKS = 5
+from peer_agent.rules import RoundRules, reason_to_end
 
 
 class Phase(Enum):
@@ -34,22 +31,6 @@ class Phase(Enum):
     APPLYING = "applying"
     BARRIER = "barrier"
     ENDED = "ended"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundRules:
-    """What the machine knows of the run; the same for all peers but for `me`."""
-
-    me: MemberRef
-    peers: int
-    rounds: int
-    """Epoch limit in rounds; the round of this number has no contributions and only closes the run."""
-    initial_weights: str
-    validates: Callable[[int], bool]
-    """Whether the weights that a round starts from are validated in it."""
-    key: Callable[[int, int, int], str]
-    """S3 key of the contribution of (round, rank, incarnation)."""
-    frames: FrameRules
 
 
 class RoundMachine:
@@ -65,6 +46,7 @@ class RoundMachine:
         self.stop: Stop | None = None
         self._early: dict[int, FrameHeader] = {}  # by rank, of round + 1
         self._early_commit: Commit | None = None
+        self._past: frozenset[str] = frozenset()  # digests of what the last commit listed
         self._clear()
         self._handlers: dict[type, Callable[..., Iterator[s.Command]]] = {
             s.Started: self._started,
@@ -93,12 +75,12 @@ class RoundMachine:
     @property
     def leader(self) -> MemberRef:
         """Who commits this round and records its result, in turn."""
-        return self.members[(self.round + 1) % len(self.members)]
+        return self.rules.leader(self.members, self.round)
 
     @property
-    def validator(self) -> MemberRef:
-        """Who evaluates the weights that this round starts from, in turn."""
-        return self.members[self.round % len(self.members)]
+    def validator(self) -> MemberRef | None:
+        """Who evaluates the weights that this round starts from, in turn; None where nobody does."""
+        return self.rules.validator(self.members, self.round)
 
     @property
     def contributed(self) -> bool:
@@ -145,7 +127,7 @@ class RoundMachine:
         elif self.stop is not None:
             yield s.CreateCommit(self._draft())
         elif not self._closing:
-            yield s.Compute(round, self.base, self.rules.validates(round) and self.validator == self.rules.me)
+            yield s.Compute(round, self.base, self.validator == self.rules.me)
         elif self.validator == self.rules.me:
             yield from self._validate()
 
@@ -167,6 +149,8 @@ class RoundMachine:
 
     def _frame_arrived(self, event: s.FrameArrived) -> Iterator[s.Command]:
         header = event.header
+        if header.digest in self._past:
+            return  # applied by its commit, which was faster than this message
         known = self._known(header)
         if known is not None:
             if known.digest != header.digest:
@@ -183,6 +167,10 @@ class RoundMachine:
         if header.round == self.round + 1:
             self._early[header.rank] = header
         elif header.round == self.round:
+            if self.phase is Phase.APPLYING and (reason := self._unfit(header)):
+                text = f"commit {self.round} lists a contribution of peer {header.rank} that does not fit: {reason}"
+                yield self._fail(CorruptObject(text))
+                return
             self._held[header.rank] = header
             if self.phase is Phase.APPLYING:
                 yield from self._apply_when_all_held()
@@ -214,9 +202,13 @@ class RoundMachine:
             return "ahead"
         if header.round == self.round + 1:
             return None  # the rest is checked when that round opens and its weights and members are known
-        if header.base_weights != self.base:
-            return "base_weights"
-        return not_a_member(header, self.members)
+        return self._unfit(header) or not_a_member(header, self.members)
+
+    def _unfit(self, header: FrameHeader) -> str | None:
+        """Why a frame must not be applied in this round, whoever lists it, or None."""
+        if reason := self.rules.frames.misfit(header):
+            return reason
+        return "base_weights" if header.base_weights != self.base else None
 
     def _known(self, header: FrameHeader) -> FrameHeader | None:
         if header.round not in (self.round, self.round + 1):
@@ -225,28 +217,21 @@ class RoundMachine:
         return known if known is not None and known.incarnation == header.incarnation else None
 
     def _draft(self) -> Commit:
-        """The commit record as this peer would write it now; writer and nonce are added by whoever writes it.
+        """The commit record as this peer would write it now.
 
         With a stop requested and contributions missing, the round ends without any: nobody waits for a computation.
         """
-        headers = sorted(self._held.values(), key=lambda header: header.rank) if self._complete else []
-        validation = self._validation or self._validation_of_frames()
-        return Commit(
-            run=self.rules.frames.run,
+        return self.rules.draft(
             round=self.round,
-            base_weights={"0": self.base},
-            contributors=tuple(listed(header, self.rules.key) for header in headers),
+            base=self.base,
             members=self.members,
-            validation_loss=validation[0] if validation else None,
-            validation_accuracy=validation[1] if validation else None,
-            final=self._closing or self.stop is not None,
-            extensions={"stop": self.stop.reason} if self.stop is not None else {},
-            writer=self.rules.me,
-            nonce="",
+            headers=self._held.values() if self._complete else (),
+            validation=self._validation or self._validation_of_frames(),
+            stop=self.stop,
         )
 
     def _validation_of_frames(self) -> tuple[float, float | None] | None:
-        header = self._held.get(self.validator.rank)
+        header = self._held.get(self.validator.rank) if self.validator is not None else None
         if header is None or header.validation_loss is None:
             return None
         return header.validation_loss, header.validation_accuracy
@@ -288,7 +273,7 @@ class RoundMachine:
             return
         self.phase, self._own, self._looks = Phase.BARRIER, event, 0
         if not self._commit.contributors:
-            yield self._finish(event.stop or self._reason(self._commit))
+            yield self._finish(reason_to_end(self._commit, event.stop))
         elif self._result is not None:
             yield from self._compare(self._result)
         elif self.leader == self.rules.me:
@@ -323,17 +308,14 @@ class RoundMachine:
         assert self._own is not None
         assert self._result is not None
         self.base = weights
-        yield s.Passed(self.round, self._result)
-        if self._commit.final:
-            yield self._finish(self._reason(self._commit))
-        elif self._own.stop:
-            yield self._finish(self._own.stop)
+        self._past = frozenset(contributor.digest for contributor in self._commit.contributors)
+        passed = s.Passed(self.round, self._result)
+        if self._commit.final or self._own.stop:
+            yield passed
+            yield self._finish(reason_to_end(self._commit, self._own.stop))
         else:
             yield from self._open(self.round + 1, self._commit.members)
-
-    @staticmethod
-    def _reason(commit: Commit) -> str:
-        return str(commit.extensions.get("stop", s.EPOCH_LIMIT))
+            yield passed  # cleaning up needs no hurry: the next computation is under way
 
     # ------------------------------------------------------------------------------------- stops, looks, deadlines
 
@@ -369,13 +351,17 @@ class RoundMachine:
             yield s.CreateCommit(self._draft())
         elif not self._closing:
             yield s.FindContributions(self.round, self.absent)
-        elif self._looks >= TAKEOVER_LOOKS:
+        elif self.validator is not None and self._looks >= self._patience(self.validator):
             yield from self._validate()
 
     def _result_missing(self, event: s.ResultMissing) -> Iterator[s.Command]:
         waiting = event.round == self.round and self.phase is Phase.BARRIER and self._result is None
-        if waiting and self._own is not None and self._looks >= TAKEOVER_LOOKS:
+        if waiting and self._own is not None and self._looks >= self._patience(self.leader):
             yield s.WriteResult(self.round, self._own.weights_sha256)
+
+    def _patience(self, turn: MemberRef) -> int:
+        """Looks before costly work of `turn`'s is done here; none where it may be the one that failed."""
+        return self.rules.patience(self.members, turn) if self.stop is None else 0
 
     def _deadline_reached(self, event: s.DeadlineReached) -> Iterator[s.Command]:
         seconds = f"{event.seconds:g} s"
@@ -385,7 +371,8 @@ class RoundMachine:
             missing = ranks_named(tuple(member.rank for member in self.absent))
             text = f"round {self.round}: nothing from {missing} for {seconds}"
         elif self.phase is Phase.COLLECTING:
-            text = f"round {self.round}: no commit record for {seconds}; its turn was rank {self.leader.rank}'s"
+            turn = self.validator if self._closing and self.validator is not None else self.leader
+            text = f"round {self.round}: no commit record for {seconds}; its turn was rank {turn.rank}'s"
         else:
             text = f"round {self.round}: no result record for {seconds}; its turn was rank {self.leader.rank}'s"
         yield self._fail(RunFailed(text))

@@ -12,7 +12,8 @@ from contract.records import Commit, Contributor, Member, MemberRef, Result, Sto
 from contract.wire import FrameHeader, Kind, accuracy_extension
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
-from peer_agent.round import TAKEOVER_LOOKS, Phase, RoundMachine, RoundRules
+from peer_agent.round import Phase, RoundMachine
+from peer_agent.rules import TAKEOVER_LOOKS, RoundRules
 
 W0, W1, W2 = "0" * 64, "1" * 64, "2" * 64
 
@@ -32,7 +33,7 @@ def machine(rank: int = 0, peers: int = 3, rounds: int = 4, validated: tuple[int
             peers=peers,
             rounds=rounds,
             initial_weights=W0,
-            validates=lambda t: t in validated,
+            validation=lambda t: t if t in (*validated, rounds) else None,
             key=lambda t, r, i: f"contributions/{t}/{r}-{i}",
             frames=FrameRules(run="run", codec="none", elements=5, buffers_bytes=0),
         )
@@ -186,7 +187,15 @@ def test_a_frame_of_a_past_round_is_stale() -> None:
     applied(peer)
     peer.handle(s.ResultFound(result()))
     assert peer.round == 1
-    assert peer.handle(s.FrameArrived(header(1), b"", 1)) == [s.Reject("stale", 1, 0)]
+    assert peer.handle(s.FrameArrived(header(1, digest="f" * 64), b"", 1)) == [s.Reject("stale", 1, 0)]
+
+
+def test_a_message_that_its_commit_overtook_is_no_rejection() -> None:
+    peer = joined()
+    applied(peer)
+    peer.handle(s.ResultFound(result()))
+    assert peer.round == 1
+    assert peer.handle(s.FrameArrived(header(2), b"", 2)) == []
 
 
 def test_a_frame_that_comes_twice_is_ignored_and_a_second_version_rejected() -> None:
@@ -225,7 +234,7 @@ def test_only_the_leader_commits_and_leadership_takes_turns() -> None:
 
 
 def test_the_commit_lists_contributions_in_rank_order_with_the_validators_figures() -> None:
-    peer = joined(rank=1)
+    peer = joined(rank=1, validated=(0,))
     hold(peer, 2, 1)
     validated = header(0, validation_loss=0.25, extensions=(accuracy_extension(0.75),))
     (create,) = peer.handle(s.ContributionHeld(validated))
@@ -264,7 +273,7 @@ def test_a_result_before_its_commit_makes_the_peer_look_for_the_commit() -> None
     assert peer.handle(s.ResultFound(result())) == [s.FindCommit(0)]
     (apply,) = peer.handle(s.CommitFound(commit()))
     assert isinstance(apply, s.Apply)
-    assert [type(c) for c in peer.handle(s.Applied(0, W1))] == [s.Passed, s.Compute]
+    assert [type(c) for c in peer.handle(s.Applied(0, W1))] == [s.Compute, s.Passed]
 
 
 # -------------------------------------------------------------------------------------------------------- applying
@@ -293,6 +302,16 @@ def test_what_a_commit_lists_and_this_peer_lacks_is_fetched_by_digest() -> None:
     assert peer.handle(s.CommitFound(record)) == []
 
 
+@pytest.mark.parametrize(("changes", "reason"), [({"base_weights": W2}, "base_weights"), ({"codec": "fp16"}, "codec")])
+def test_what_a_commit_lists_is_applied_only_if_it_fits(changes: dict[str, Any], reason: str) -> None:
+    peer = joined()
+    hold(peer, 0, 1)
+    peer.handle(s.CommitFound(commit()))
+    (fail,) = peer.handle(s.ContributionHeld(header(2, **{"base": W0, **changes})))
+    assert isinstance(fail, s.Fail)
+    assert str(fail.error) == f"commit 0 lists a contribution of peer 2 that does not fit: {reason}"
+
+
 def test_a_commit_from_other_weights_fails_the_peer() -> None:
     (fail,) = joined().handle(s.CommitFound(commit(base=W2)))
     assert isinstance(fail, s.Fail)
@@ -310,7 +329,7 @@ def test_a_commit_of_the_next_round_waits_for_its_turn() -> None:
     applied(peer)
     assert peer.handle(s.CommitFound(commit(1, W1, ranks=(), final=True, extensions={"stop": "interrupted"}))) == []
     commands = peer.handle(s.ResultFound(result()))
-    assert [type(c) for c in commands] == [s.Passed, s.Apply]
+    assert [type(c) for c in commands] == [s.Apply, s.Passed]
     assert peer.handle(s.Applied(1, W1)) == [s.Finish("interrupted")]
 
 
@@ -323,12 +342,21 @@ def test_the_leader_writes_the_result_and_the_others_wait() -> None:
         assert applied(joined(rank)) == []
 
 
-def test_others_take_the_result_over_after_some_looks() -> None:
-    peer = joined()
+@pytest.mark.parametrize(("rank", "looks"), [(2, TAKEOVER_LOOKS), (0, 2 * TAKEOVER_LOOKS)])
+def test_others_take_the_result_over_one_after_another(rank: int, looks: int) -> None:
+    peer = joined(rank)
     applied(peer)
-    for _ in range(TAKEOVER_LOOKS - 1):
+    for _ in range(looks - 1):
         assert peer.handle(s.PollDue()) == [s.FindResult(0)]
         assert peer.handle(s.ResultMissing(0)) == []
+    peer.handle(s.PollDue())
+    assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1)]
+
+
+def test_once_the_end_is_wanted_a_missing_result_is_written_at_the_first_look() -> None:
+    peer = joined()
+    applied(peer)
+    peer.handle(s.StopFound(stop("failed: peer 1: it broke")))
     peer.handle(s.PollDue())
     assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1)]
 
@@ -339,7 +367,7 @@ def test_recorded_weights_replace_differing_ones() -> None:
     assert peer.handle(s.ResultFound(result())) == [s.Adopt(0, W1)]
     assert peer.base == W0
     commands = peer.handle(s.Adopted(0, W1))
-    assert commands == [s.Passed(0, result()), s.Compute(1, W1, False)]
+    assert commands == [s.Compute(1, W1, False), s.Passed(0, result())]
 
 
 # ------------------------------------------------------------------------------------------------------------- ends
@@ -349,7 +377,7 @@ def test_the_closing_round_is_validated_by_one_and_committed_without_contributio
     peer = joined(rank=1, rounds=1)
     applied(peer)
     commands = peer.handle(s.ResultFound(result()))
-    assert commands[1:] == [s.Validate(1)]
+    assert commands == [s.Validate(1), s.Passed(0, result())]
     (create,) = peer.handle(s.Validated(1, 0.5, 0.9))
     assert isinstance(create, s.CreateCommit)
     draft = create.draft
@@ -364,12 +392,23 @@ def test_another_validates_the_end_when_the_one_in_turn_does_not() -> None:
     peer = joined(rank=0, rounds=1)
     applied(peer)
     assert [type(c) for c in peer.handle(s.ResultFound(result()))] == [s.Passed]
-    for _ in range(TAKEOVER_LOOKS - 1):
+    for _ in range(2 * TAKEOVER_LOOKS - 1):
         peer.handle(s.PollDue())
         assert peer.handle(s.CommitMissing(1)) == []
     peer.handle(s.PollDue())
     assert peer.handle(s.CommitMissing(1)) == [s.Validate(1)]
     assert peer.handle(s.CommitMissing(1)) == []
+
+
+def test_the_last_validation_may_stop_early_but_hides_no_other_reason() -> None:
+    def end(**changes: Any) -> list[s.Command]:
+        peer = joined()
+        hold(peer, 0)
+        peer.handle(s.CommitFound(commit(ranks=(), final=True, validation_loss=0.5, **changes)))
+        return peer.handle(s.Applied(0, W0, "early_stopping"))
+
+    assert end() == [s.Finish("early_stopping")]
+    assert end(extensions={"stop": "failed: peer 2: it broke"}) == [s.Finish("failed: peer 2: it broke")]
 
 
 def test_early_stopping_ends_after_the_barrier_of_the_deciding_round() -> None:
@@ -404,7 +443,7 @@ def test_a_stop_during_the_barrier_closes_the_next_round() -> None:
     applied(peer)
     assert peer.handle(s.StopFound(stop())) == []
     commands = peer.handle(s.ResultFound(result()))
-    assert [type(c) for c in commands] == [s.Passed, s.CreateCommit]
+    assert [type(c) for c in commands] == [s.CreateCommit, s.Passed]
 
 
 def test_a_wish_to_end_becomes_a_stop_record_once() -> None:

@@ -17,7 +17,8 @@ from contract.records import Commit, Member, MemberRef, Result, Stop
 from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
-from peer_agent.round import Phase, RoundMachine, RoundRules
+from peer_agent.round import Phase, RoundMachine
+from peer_agent.rules import RoundRules
 
 W0 = "0" * 64
 
@@ -47,7 +48,7 @@ class World:
                     peers=peers,
                     rounds=rounds,
                     initial_weights=W0,
-                    validates=lambda t: t % 2 == 1,
+                    validation=lambda t: t // 2 if t % 2 == 1 or t == rounds else None,
                     key=lambda t, r, i: f"{t}/{r}-{i}",
                     frames=FrameRules(run="run", codec="none", elements=1, buffers_bytes=0),
                 )

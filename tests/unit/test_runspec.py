@@ -128,12 +128,14 @@ def test_order_differs_by_pass_rank_and_seed_and_never_between_runs() -> None:
 def test_validation_ends_each_epoch() -> None:
     run = spec((6, 2), batches_per_round=2, epochs=2)
     assert [round for round in range(run.rounds_limit) if run.is_validation_round(round)] == [2, 5]
+    assert [run.validation_number(round) for round in range(7)] == [None, None, None, 0, None, None, 1]
     assert [run.epoch(round) for round in range(run.rounds_limit)] == [0, 0, 0, 1, 1, 1]
 
 
 def test_validation_every_few_rounds_includes_the_last() -> None:
     run = spec((6, 2), batches_per_round=2, epochs=3, validate_every=4)
     assert [round for round in range(run.rounds_limit) if run.is_validation_round(round)] == [3, 7, 8]
+    assert [run.validation_number(round) for round in (4, 8, 9)] == [0, 1, 2]
 
 
 def test_a_model_is_hashable_and_survives_json() -> None:

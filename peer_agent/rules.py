@@ -1,0 +1,84 @@
+"""The rules of synchronous rounds: whose turn it is, and what a commit says. Pure.
+
+Turns spread the work; they are no rights. Cheap work is done by whoever finds it undone, costly work (an upload, an
+evaluation) only after a while, and then by one peer after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from contract.records import Commit, MemberRef, Stop
+from contract.wire import FrameHeader
+from peer_agent.admission import FrameRules, listed
+from peer_agent.signals import EPOCH_LIMIT
+
+#: Looks into S3 without success after which the next peer does costly work in another's place.
+TAKEOVER_LOOKS = 5
+
+Members = Sequence[MemberRef]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRules:
+    """What the machine knows of the run; the same for all peers but for `me`."""
+
+    me: MemberRef
+    peers: int
+    rounds: int
+    """Epoch limit in rounds; the round of this number has no contributions and only closes the run."""
+    initial_weights: str
+    validation: Callable[[int], int | None]
+    """Which validation of the run (counted from 0) a round makes, of the weights that it starts from; None for none.
+    The closing round always makes one."""
+    key: Callable[[int, int, int], str]
+    """S3 key of the contribution of (round, rank, incarnation)."""
+    frames: FrameRules
+
+    def leader(self, members: Members, round: int) -> MemberRef:
+        """Who commits a round and records its result."""
+        return members[(round + 1) % len(members)]
+
+    def validator(self, members: Members, round: int) -> MemberRef | None:
+        """Who evaluates the weights that a round starts from; None where nobody does."""
+        number = self.validation(round)
+        return None if number is None else members[number % len(members)]
+
+    def patience(self, members: Members, turn: MemberRef) -> int:
+        """Looks after which this peer does what was for `turn` to do: 0 for itself, more for each one after it."""
+        return TAKEOVER_LOOKS * ((members.index(self.me) - members.index(turn)) % len(members))
+
+    def draft(
+        self,
+        *,
+        round: int,
+        base: str,
+        members: Members,
+        headers: Iterable[FrameHeader],
+        validation: tuple[float, float | None] | None,
+        stop: Stop | None,
+    ) -> Commit:
+        """The commit record as this peer would write it; writer and nonce are added by whoever writes it.
+
+        `headers` are the contributions that count, in any order; `validation` is loss and accuracy of the base weights.
+        """
+        in_order = sorted(headers, key=lambda header: header.rank)
+        return Commit(
+            run=self.frames.run,
+            round=round,
+            base_weights={"0": base},
+            contributors=tuple(listed(header, self.key) for header in in_order),
+            members=tuple(members),
+            validation_loss=validation[0] if validation else None,
+            validation_accuracy=validation[1] if validation else None,
+            final=round >= self.rounds or stop is not None,
+            extensions={"stop": stop.reason} if stop is not None else {},
+            writer=self.me,
+            nonce="",
+        )
+
+
+def reason_to_end(commit: Commit, converged: str) -> str:
+    """Why the run ends with `commit`: what was asked for comes before what the validation losses say."""
+    return str(commit.extensions.get("stop", converged or EPOCH_LIMIT))
