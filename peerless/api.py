@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,12 +80,14 @@ def train(
     """
     if os.environ.get("PEERLESS_CODE_DIR"):
         raise CodeError(
-            "peerless.train was called while a peer or worker imported your code; guard it: if __name__ == '__main__'"
+            "PEERLESS_CODE_DIR is set, as it is while a peer or worker imports your code: a script must guard "
+            "peerless.train with if __name__ == '__main__', and where you have set the variable yourself, unset it"
         )
-    with tempfile.TemporaryDirectory(prefix="peerless-") as scratch:
+    with ExitStack() as stack:
         chosen, base = _configuration(config, overrides)
         chosen = shipping.resolve_paths(chosen, base)
         if model is not None:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="peerless-"))
             chosen = _with_model(chosen, model, Path(scratch))
         outcome = train_local(
             chosen,

@@ -97,7 +97,6 @@ def prepare(
 def local_up(as_json: Json = False) -> None:
     """Start the servers and leave them running; `peerless train --local` in this folder then uses them."""
     from infra.local.cloud import LocalCloud
-
     from peerless.launch.local import LOCAL_FOLDER
 
     _show(LocalCloud.up(LOCAL_FOLDER), as_json)
@@ -107,7 +106,6 @@ def local_up(as_json: Json = False) -> None:
 def local_down(as_json: Json = False) -> None:
     """Stop the servers that `peerless local up` started in this folder."""
     from infra.local.cloud import LocalCloud
-
     from peerless.launch.local import LOCAL_FOLDER
 
     _show(LocalCloud.down(LOCAL_FOLDER), as_json)
@@ -117,7 +115,6 @@ def local_down(as_json: Json = False) -> None:
 def local_status(as_json: Json = False) -> None:
     """Say which servers run, and where they listen."""
     from infra.local.cloud import LocalCloud
-
     from peerless.launch.local import LOCAL_FOLDER
 
     _show(LocalCloud.status(LOCAL_FOLDER), as_json)

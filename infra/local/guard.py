@@ -4,8 +4,10 @@
 
 Standard input is the lifeline: a pipe whose other end the owner holds. When it closes, even because the owner was
 killed by SIGKILL, the command's process group gets SIGTERM and, `--grace` seconds later, SIGKILL; processes that went
-into sessions of their own are found by their ancestry. A byte `K` on the lifeline skips the grace. `--afterwards` is
-one more command (a JSON list) that runs when all is over, to remove what is not a process, such as a container.
+into sessions of their own are found by their ancestry. A byte `T` before the end says that the owner lives and asks for
+it; without one the owner is dead, nobody waits for what the command might still bring home, and the grace is short. A
+byte `K` skips the grace. `--afterwards` is one more command (a JSON list) that runs when all is over, to remove what is
+not a process, such as a container.
 
 On `--status-fd` it writes one JSON line, `{"pid": N}` or `{"error": "…"}`. Its exit status is the command's, 128 + N
 where signal N ended it, as shells have it.
@@ -27,6 +29,8 @@ from collections.abc import Callable
 
 LIFELINE = 0
 _POLL_SECONDS = 0.02
+#: The longest grace once the owner is dead.
+ORPHAN_SECONDS = 2.0
 #: How long processes outside the command's group may take to follow it.
 _STRAGGLER_SECONDS = 1.0
 #: How long to wait for processes to disappear that were sent SIGKILL.
@@ -45,6 +49,7 @@ class Guard:
         self._status: int | None = None
         self._stop_requested = False
         self._kill_requested = False
+        self._owner_lives = False  # as the lifeline's `T` says
         self._prctl = _prctl()
         self.pid = 0
 
@@ -109,7 +114,8 @@ class Guard:
                 os.read(self._wake, 4096)
         if LIFELINE in readable:
             data = os.read(LIFELINE, 64)
-            self._stop_requested |= not data or b"K" in data
+            self._owner_lives |= b"T" in data
+            self._stop_requested |= not data or b"T" in data or b"K" in data
             self._kill_requested |= b"K" in data
 
     def _reap(self) -> bool:
@@ -128,7 +134,7 @@ class Guard:
         family = descendants()
         if not self._kill_requested:
             self._signal_group(signal.SIGTERM)
-            self._wait(self._group_gone, self._grace)
+            self._wait(self._group_gone, self._grace if self._owner_lives else min(self._grace, ORPHAN_SECONDS))
         self._signal_group(signal.SIGKILL)
         self._wait(self._group_gone, _KILLED_SECONDS, heed_kill=False)
         for number, seconds in ((signal.SIGTERM, _STRAGGLER_SECONDS), (signal.SIGKILL, _KILLED_SECONDS)):

@@ -144,6 +144,7 @@ class Child:
 
     def terminate(self) -> None:
         """Ask it to end in order, and return at once; the guard sees to it that it does."""
+        self._say(b"T")
         self._close_lifeline()
 
     def stop(self) -> int:
@@ -153,12 +154,15 @@ class Child:
 
     def kill(self) -> int:
         """End it and its group at once."""
-        if self._guard.stdin is not None and not self._guard.stdin.closed:
-            with contextlib.suppress(BrokenPipeError):
-                self._guard.stdin.write(b"K")
-                self._guard.stdin.flush()
+        self._say(b"K")
         self._close_lifeline()
         return self._settle(_GUARD_SECONDS)
+
+    def _say(self, word: bytes) -> None:
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self._guard.stdin.write(word)
+                self._guard.stdin.flush()
 
     def _close_lifeline(self) -> None:
         if self._guard.stdin is not None:

@@ -234,12 +234,14 @@ class _Session:
     def _start_peer(self, stack: ExitStack, rank: int) -> Child:
         command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", self._run]
         command += ["--run-bucket", self._places.run_bucket, "--events", str(self._folder.events)]
+        scratch = self._folder.scratch(rank)
         child = Child.start(
             f"peer {rank}",
             command,
-            env={**self._cloud.environment(os.environ), **self._environment()},
+            env={**self._cloud.environment(os.environ), **self._environment(), "TMPDIR": str(scratch)},
             log_path=self._folder.logs / f"peer-{rank}.log",
             grace_seconds=END_SECONDS,
+            afterwards=["rm", "-rf", str(scratch)],
         )
         stack.callback(child.kill)
         return child
@@ -255,11 +257,7 @@ class _Session:
         return environment
 
     def _workers(self) -> int:
-        return (
-            self._config.compute.local_workers or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else 2
-        )
+        return self._config.compute.local_workers or _cores()
 
 
 def _cores() -> int:
@@ -285,7 +283,9 @@ def _terminate_like_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    wanted = (signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -57,6 +57,12 @@ class RunFolder:
             raise ConfigError(f"{path}: the run folder cannot be created ({error.strerror})") from error
         return cls(path)
 
+    def scratch(self, rank: int) -> Path:
+        """An empty folder for the temporary files of a peer; whoever ends the peer removes it."""
+        folder = (self.path / f".peer-{rank}").resolve()
+        folder.mkdir()
+        return folder
+
     def write(self, target: Path, content: bytes) -> None:
         """Write a file so that it is either absent or whole."""
         temporary = target.with_name(f".{target.name}.part")

@@ -15,6 +15,7 @@ import pytest
 
 from contract.clock import SystemClock
 from contract.errors import LocalStackError
+from infra.local.guard import ORPHAN_SECONDS
 from infra.local.processes import Child, Starting, run_command, wait_until_ready
 from tests.fakes.clock import FakeClock
 from tests.processes import family, gone, wait_for
@@ -183,6 +184,27 @@ def test_nothing_outlives_an_owner_that_was_killed(log: Path) -> None:
     owner.kill()
     owner.wait()
     wait_for(lambda: gone(processes))
+
+
+def test_a_killed_owner_s_children_get_little_grace(log: Path) -> None:
+    owner, ids = own(STUBBORN, log, grace_seconds=600)
+    wait_for(said(log, "ready"))
+    processes = family(ids["guard"])
+    owner.kill()
+    owner.wait()
+    wait_for(lambda: gone(processes), ORPHAN_SECONDS + 15)
+
+
+def test_an_owner_that_lives_gives_all_the_grace_it_promised(start: Callable[..., Child], log: Path) -> None:
+    child = start(
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (time.sleep({ORPHAN_SECONDS + 0.5}), sys.exit(3)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(300)",
+        grace_seconds=60,
+    )
+    wait_for(said(log, "ready"))
+    assert child.stop() == 3
 
 
 def test_not_even_when_a_fork_of_the_owner_holds_the_lifeline(log: Path) -> None:

@@ -75,6 +75,8 @@ def test_a_configuration_cannot_change() -> None:
         ("optimizer.lr=-1", "optimizer.lr = -1: Input should be greater than 0"),
         ("optimizer.lr=nan", "optimizer.lr = nan"),
         ("peers=0", "peers = 0"),
+        ("peers=true", "peers = True: must not be true or false"),
+        ("optimizer.momentum=false", "optimizer.momentum = False: must not be"),
         ("mode=semi", "mode = 'semi': Input should be 'sync' or 'async'"),
         ("model=vgg12", "model 'vgg12' is none of cnn"),
         ("data.source=imagenet", "data.source 'imagenet' is none of mnist"),
