@@ -6,7 +6,8 @@ what cannot be imported by name from shipped files cannot be shipped.
 
 from __future__ import annotations
 
-import ast
+import hashlib
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -15,11 +16,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from contract.code import code_digest
 from contract.config import CodeConfig, RunConfig
 from contract.errors import CodeError
+from peerless.launch.definitions import extract
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", ".ipynb_checkpoints")
 
@@ -51,31 +54,51 @@ def check(code: CodeConfig) -> None:
 
 @contextmanager
 def importable(code: CodeConfig) -> Iterator[None]:
-    """Put the included items on the import path for a while, as peers and workers will have them."""
+    """Put the included items on the import path for a while, as peers and workers will have them.
+
+    Modules that were imported from them before are set aside: peers import what the files say now, and so must we.
+    """
     folders = list(dict.fromkeys(str(Path(item).parent) for item in code.include))
-    before = list(sys.path)
+    before, aside = list(sys.path), _take_modules(code)
     sys.path[:0] = folders
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+        _take_modules(code)
+        sys.modules.update(aside)
+
+
+def _take_modules(code: CodeConfig) -> dict[str, ModuleType]:
+    """Remove the imported modules of the included items from Python's list; returns them by name."""
+    items = {Path(item).stem: Path(item).resolve() for item in code.include}
+    taken = {}
+    for name, module in list(sys.modules.items()):
+        item, file = items.get(name.partition(".")[0]), getattr(module, "__file__", None)
+        if item is not None and file and Path(file).resolve().is_relative_to(item):
+            taken[name] = sys.modules.pop(name)
+    return taken
 
 
 def bundle(code: CodeConfig, folder: Path) -> tuple[CodeConfig, str]:
     """Copy the included files and folders into `folder`; return the section that names the copies, and the digest.
 
-    Without own code the digest is "" and no folder is made.
+    Without own code the digest is "" and no folder is made. Raises CodeError.
     """
     if not code.include:
         return code, ""
-    folder.mkdir(parents=True)
     copies = []
     for item in code.include:
         source, target = Path(item), folder.resolve() / Path(item).name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=_IGNORED)
-        else:
-            shutil.copyfile(source, target)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=_IGNORED)
+            else:
+                shutil.copyfile(source, target)
+        except (OSError, shutil.Error) as error:
+            raise CodeError(f"code.include: {item} cannot be copied to {target} ({error})") from error
         copies.append(str(target))
     return code.model_copy(update={"include": tuple(copies)}), code_digest(folder)
 
@@ -111,8 +134,10 @@ def import_name(builder: Callable[..., Any], folder: Path) -> tuple[str, Path | 
         )
     module = builder.__module__
     if module == "__main__":
-        file = folder / "peerless_main.py"
-        file.write_text(definitions(_main_source()), encoding="utf-8")
+        source = extract(_main_source(), name.partition(".")[0]).encode()
+        # Named by its content, because a notebook trains again after a change, and Python imports a name but once.
+        file = folder / f"peerless_main_{hashlib.sha256(source).hexdigest()[:12]}.py"
+        file.write_bytes(source)
         return f"{file.stem}:{name}", file
     try:
         file = Path(inspect.getfile(builder)).resolve()
@@ -120,11 +145,14 @@ def import_name(builder: Callable[..., Any], folder: Path) -> tuple[str, Path | 
         raise CodeError(f"model: {module}.{name} has no source file; put it into a .py file") from error
     if "site-packages" in file.parts or file.is_relative_to(Path(sys.base_prefix).resolve()):
         return f"{module}:{name}", None
-    package = module.split(".")[0]
-    top = next(
-        (parent for parent in file.parents if parent.name == package and (parent / "__init__.py").exists()), file
-    )
-    return f"{module}:{name}", top
+    return f"{module}:{name}", _top(module, file)
+
+
+def _top(module: str, file: Path) -> Path:
+    """The outermost package of a module, regular or namespace, or the module's own file where it is in none."""
+    above = module.count(".") - (file.name != "__init__.py")
+    top = file.parents[above] if above >= 0 else file
+    return top if top.stem == module.split(".")[0] else file
 
 
 def _main_source() -> list[str]:
@@ -138,31 +166,3 @@ def _main_source() -> list[str]:
         raise CodeError("model: what is typed at a prompt has no source; put the model into a .py file and import it")
     interpreter = shell()
     return [interpreter.input_transformer_manager.transform_cell(cell) for cell in interpreter.user_ns["In"]]
-
-
-def definitions(sources: list[str]) -> str:
-    """Imports, functions, classes and constants of some sources as one module: what defines a model, nothing that runs.
-
-    So a script needs no `__main__` guard, and a notebook's cells need no order of their own.
-    """
-    kept: list[ast.stmt] = []
-    for source in sources:
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue  # a cell that did not run either
-        for node in tree.body:
-            constant = isinstance(node, ast.Assign) and _is_literal(node.value)
-            if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
-                kept.append(node)
-    future = [node for node in kept if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-    rest = [node for node in kept if node not in future]
-    return ast.unparse(ast.Module(body=[*future, *rest], type_ignores=[])) + "\n"
-
-
-def _is_literal(node: ast.expr) -> bool:
-    try:
-        ast.literal_eval(node)
-    except ValueError:
-        return False
-    return True

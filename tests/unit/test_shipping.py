@@ -5,42 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from contract.config import CodeConfig, RunConfig
 from contract.errors import CodeError
 from peerless.launch import shipping
-
-SCRIPT = """
-from __future__ import annotations
-import torch
-WIDTH = 8
-dataset = torch.zeros(3)
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(WIDTH, 2)
-raise SystemExit("running the script again would train again")
-"""
-
-
-def test_a_scripts_definitions_become_a_module_that_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "extracted_net.py").write_text(shipping.definitions([SCRIPT]))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("extracted_net")
-    assert module.Net().layer.in_features == 8
-    assert not hasattr(module, "dataset"), "only literal constants are kept"
-
-
-def test_cells_that_failed_are_left_out_and_later_cells_win() -> None:
-    source = shipping.definitions(["A = 1", "A = 2", "this is no python", "import math"])
-    scope: dict[str, object] = {}
-    exec(source, scope)  # noqa: S102 - the text under test
-    assert scope["A"] == 2
-    assert "math" in scope
 
 
 def test_the_bundle_is_a_copy_with_a_digest_of_its_content(tmp_path: Path) -> None:
@@ -113,3 +84,72 @@ def test_relative_paths_start_at_the_configuration(tmp_path: Path) -> None:
     assert resolved.init_from == str(tmp_path / "w.safetensors")
     assert resolved.code.include == (str(tmp_path / "src"),)
     assert resolved.data.path == ""
+
+
+def test_a_class_of_a_namespace_package_is_shipped_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loose_pkg" / "deep").mkdir(parents=True)
+    (tmp_path / "loose_pkg" / "deep" / "nets.py").write_text("class Net: ...\n")
+    (tmp_path / "loose_net.py").write_text("class Net: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    inside = importlib.import_module("loose_pkg.deep.nets").Net
+    assert shipping.import_name(inside, tmp_path) == ("loose_pkg.deep.nets:Net", tmp_path / "loose_pkg")
+    alone = importlib.import_module("loose_net").Net
+    assert shipping.import_name(alone, tmp_path) == ("loose_net:Net", tmp_path / "loose_net.py")
+
+
+def test_a_file_that_changed_since_it_was_imported_is_imported_as_peers_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_net.py"
+    file.write_text("width = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = importlib.import_module("edited_net")
+    file.write_text("width = 200\n")
+    with shipping.importable(CodeConfig(include=(str(file),))):
+        assert importlib.import_module("edited_net").width == 200
+    assert sys.modules["edited_net"] is before, "what the script imported stays its own"
+    del sys.modules["edited_net"]
+    with shipping.importable(CodeConfig(include=(str(file),))):
+        importlib.import_module("edited_net")
+    assert "edited_net" not in sys.modules
+
+
+class Notebook:
+    """What is asked of IPython's shell: the cells as they were typed, and how they become Python."""
+
+    class input_transformer_manager:
+        @staticmethod
+        def transform_cell(cell: str) -> str:
+            return cell.replace("%matplotlib inline", "get_ipython().run_line_magic('matplotlib', 'inline')")
+
+    def __init__(self, *cells: str) -> None:
+        self.user_ns = {"In": ["", *cells]}
+
+
+def in_notebook(monkeypatch: pytest.MonkeyPatch, *cells: str) -> type:
+    """The class `Net` as a notebook with these cells holds it."""
+    main = ModuleType("__main__")
+    main.get_ipython = lambda: Notebook(*cells)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    return type("Net", (), {"__module__": "__main__"})
+
+
+def test_a_notebooks_class_becomes_a_module_of_its_own_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = ["%matplotlib inline\nimport math", "class Net:\n    area = math.pi", "Net().area", "!ls"]
+    net = in_notebook(monkeypatch, *cells)
+    name, file = shipping.import_name(net, tmp_path)
+    assert file is not None
+    assert name == f"{file.stem}:Net"
+    assert file.read_text() == "import math\n\nclass Net:\n    area = math.pi\n"
+    net = in_notebook(monkeypatch, *cells, "class Net:\n    area = 4")
+    changed, _ = shipping.import_name(net, tmp_path)
+    assert changed != name, "or the first one, which Python has imported, would be taken again"
+
+
+def test_a_class_typed_at_a_prompt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = in_notebook(monkeypatch)
+    monkeypatch.delattr(sys.modules["__main__"], "get_ipython")
+    with pytest.raises(CodeError, match="typed at a prompt"):
+        shipping.import_name(net, tmp_path)
