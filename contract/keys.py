@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import jsonform
+from contract.errors import CorruptObject
 
 #: What a run may be called. It becomes part of S3 keys and queue names, so it can hold no slash and no wildcard.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
+_CONTRIBUTION = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class Places:
     def contributions(self) -> Place:
         """The prefix under which all contributions lie, for listing."""
         return self._in_run("contributions/")
+
+    def parse_contribution(self, key: str) -> tuple[int, int, int]:
+        """(round, rank, incarnation) of a contribution's key. Raises CorruptObject for a key of anything else."""
+        parts = _CONTRIBUTION.match(key.removeprefix(self.contributions().key))
+        if parts is None:
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a contribution")
+        return int(parts[1]), int(parts[2]), int(parts[3])
 
     def commit(self, round: int) -> Place:
         """The one outcome of a round (`Commit`), created once."""

@@ -128,6 +128,8 @@ class SyncActions(Actions):
             stage.bytes_out += self.shelf.put(round + 1, self.update)
             result, won = self.records.create_result(round, weights_sha256)
             self._announce("result", result, won)
+        if result.weights_sha256 != weights_sha256:
+            self.shelf.delete([weights_sha256])  # another's were recorded, so these are nobody's base
         return [s.ResultFound(result)]
 
     def _passed(self, result: Result) -> Iterable[s.Event]:

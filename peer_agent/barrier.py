@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.keys import Places
+from contract.keys import Place, Places
 from contract.records import Commit, MemberRef, Result
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout, decode_weights, encode_weights
@@ -41,9 +41,9 @@ class WeightsShelf:
         """Weights by hash: flat (n,) float32 and buffers. Raises ObjectMissing, CorruptObject, WeightsMismatch."""
         return decode_weights(self._layout, self._store.get(self._places.weights(sha256)), sha256)
 
-    def delete(self, hashes: Iterable[str]) -> None:
-        """Remove weights that nobody needs any more."""
-        self._store.delete([self._places.weights(sha256) for sha256 in hashes])
+    def delete(self, hashes: Iterable[str], others: Iterable[Place] = ()) -> None:
+        """Remove weights that nobody needs any more, and `others` with them, in one request."""
+        self._store.delete([*(self._places.weights(sha256) for sha256 in hashes), *others])
 
 
 class Retention:
@@ -72,9 +72,8 @@ class Retention:
         weights = [sha for sha, round in self._weights.items() if round <= through and sha != best_weights]
         rounds = [round for round in self._contributors if round <= through]
         if result.writer == self._me:
-            self._shelf.delete(weights)
-            for round in rounds:
-                self._contributions.delete(round, self._contributors[round])
+            gone = [self._contributions.place(round, m) for round in rounds for m in self._contributors[round]]
+            self._shelf.delete(weights, gone)
         for sha in weights:
             del self._weights[sha]
         for round in rounds:

@@ -67,7 +67,7 @@ class Contributions:
         Raises Superseded when those are not this peer's contribution from the same weights.
         """
         header = wire.decode_header(frame)
-        place = self._place(header.round, self._me)
+        place = self.place(header.round, self._me)
         if self._store.create(place, frame) is None:
             earlier = self._store.get(place)
             found = self._decode(earlier).header
@@ -94,37 +94,47 @@ class Contributions:
         Raises ObjectMissing and CorruptObject when S3 does not hold what was announced.
         """
         if not frame:
-            place = self._place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
+            place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
             frame = self._store.get(place)
-            self._decode(frame, header.digest)
+            if self._decode(frame, header.digest).header != header:
+                raise CorruptObject(f"{place} is not the frame that was announced")
         self._spool.keep(header, frame)
         return len(frame)
 
     def fetch(self, contributor: Contributor, round: int) -> FrameHeader:
-        """Put a contribution that a commit lists into the spool. Raises ObjectMissing and CorruptObject."""
+        """Put a contribution that a commit lists into the spool.
+
+        Raises ObjectMissing, and CorruptObject when it is not what the commit says.
+        """
         member = MemberRef(rank=contributor.rank, incarnation=contributor.incarnation)
-        place = self._place(round, member)
+        place = self.place(round, member)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
         frame = self._store.get(place)
         header = self._decode(frame, contributor.digest).header
+        found = header.round, header.rank, header.incarnation, header.samples
+        if found != (round, contributor.rank, contributor.incarnation, contributor.samples):
+            raise CorruptObject(f"{place} is not the contribution that commit {round} describes")
         self._spool.keep(header, frame)
         return header
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
-        found = self._store.find(self._place(round, member))
+        found = self._store.find(self.place(round, member))
         return None if found is None else (self._decode(found[0]).header, found[0])
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
         """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
-        prefix = self._spec.places.contributions()
-        keys = set(self._store.list(prefix.bucket, prefix.key))
+        places = self._spec.places
+        prefix = places.contributions()
+        latest: dict[MemberRef, int] = {}
+        for key in self._store.list(prefix.bucket, prefix.key):
+            round, rank, incarnation = places.parse_contribution(key)
+            member = MemberRef(rank=rank, incarnation=incarnation)
+            latest[member] = max(round, latest.get(member, round))
         for member, after in known:
-            rounds = range(self._spec.rounds_limit - 1, after, -1)
-            found = next((round for round in rounds if self._place(round, member).key in keys), None)
-            if found is not None:
-                yield member, found
+            if latest.get(member, after) > after:
+                yield member, latest[member]
 
     def frames(self, headers: Iterable[FrameHeader]) -> Iterator[Frame]:
         """The frames of these headers, read back one by one."""
@@ -133,9 +143,10 @@ class Contributions:
 
     def delete(self, round: int, members: Iterable[MemberRef]) -> None:
         """Remove contributions that nobody needs any more from S3."""
-        self._store.delete([self._place(round, member) for member in members])
+        self._store.delete([self.place(round, member) for member in members])
 
-    def _place(self, round: int, member: MemberRef) -> Place:
+    def place(self, round: int, member: MemberRef) -> Place:
+        """Where a member's contribution to `round` lies."""
         return self._spec.places.contribution(round, member.rank, member.incarnation)
 
     def _decode(self, frame: bytes, digest: str | None = None) -> Frame:

@@ -60,7 +60,10 @@ class Exchange(Protocol):
         """Let the broker forget a message; only after its effect is durable."""
 
     def close(self, *, retire: bool = False) -> None:
-        """Leave the broker. Unacknowledged messages stay in the inbox for a successor; `retire` removes the inbox."""
+        """Leave the broker. Unacknowledged messages stay in the inbox for a successor.
+
+        `retire` says that the run has ended: the inbox is removed, with those of peers that have left already.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,8 @@ class Runner:
             self.feed(s.EndRequested(reason))
         background, exchange = self.ports.background, self.ports.exchange
         for job in background.finished(SLICE_SECONDS if background.busy else 0.0):
+            if self.ended:  # by what came before it; nobody needs this one, nor its failure
+                break
             if job.error is not None:
                 raise job.error
             self.feed(*job.then(job.value))
@@ -165,11 +167,15 @@ class Runner:
     # ---------------------------------------------------------------------------------------------------- the end
 
     def conclude(self) -> PeerReport:
-        """Leave the report of a run that ended in order. Raises RunFailed where it did so because a peer failed."""
+        """Leave the report of a run that ended in order, and the broker for good.
+
+        Raises RunFailed where the run ended because another peer failed.
+        """
         self.actions.conclude()
         failure = self.reason.removeprefix(FAILED) if self.reason.startswith(FAILED) else None
         report = self._report("failed" if failure else self.reason, failure)
         self.actions.records.put_report(report)
+        self.ports.exchange.close(retire=True)
         self.ports.events.emit("finished", round=self._round, fields={"reason": report.reason, "error": failure})
         if failure is not None:
             raise RunFailed(failure)

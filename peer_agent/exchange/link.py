@@ -147,7 +147,7 @@ class Link(threading.Thread):
         self._wake()
 
     def stop(self, *, retire: bool) -> None:
-        """Acknowledge what is to be acknowledged and leave; delete the own inbox if `retire`. Returns once gone."""
+        """Acknowledge what is to be acknowledged and leave; `retire` removes the own inbox. Returns once gone."""
         self._retire = retire
         self._stopping.set()
         self._wake()
@@ -199,7 +199,7 @@ class Link(threading.Thread):
                     raise _InboxGone(f"the queue {self._inboxes.own_inbox} was deleted")
             self._acknowledge_all(incoming)
             if self._retire:
-                outgoing.queue_delete(self._inboxes.own_inbox)
+                self._remove_inboxes(outgoing)
         finally:
             self.up, self._connection = False, None
             if connection.is_open:
@@ -228,6 +228,19 @@ class Link(threading.Thread):
         self._number = number
         return incoming, outgoing
 
+    def _remove_inboxes(self, channel: BlockingChannel) -> None:
+        """The run has ended: the own inbox goes, and so do those that nobody reads any more.
+
+        Whoever publishes after all others have left declares their inboxes again (see `_publish`); and a peer that was
+        killed leaves its own. One that is about to come back declares its inbox anew, and finds in S3 what it missed.
+        """
+        channel.queue_delete(self._inboxes.own_inbox)
+        for queue in self._inboxes.queues:
+            if queue.name != self._inboxes.own_inbox:
+                declared = channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+                if declared.method.consumer_count == 0:
+                    channel.queue_delete(queue.name)
+
     def _acknowledge_all(self, channel: BlockingChannel) -> None:
         while self._acknowledged:
             token = self._acknowledged.popleft()
@@ -248,7 +261,11 @@ class Link(threading.Thread):
             self._settle(message)
 
     def _publish(self, channel: BlockingChannel, message: Message) -> None:
-        """Returns once the broker has confirmed the message."""
+        """Returns once the broker has confirmed the message.
+
+        Where no inbox is bound any more, or the exchange went with the last one, this raises: on the next connection
+        all are declared again.
+        """
         properties = BasicProperties(
             content_type=CONTENT_TYPES.get(message.kind, "application/json"),
             delivery_mode=PERSISTENT,

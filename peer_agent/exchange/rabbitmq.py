@@ -113,7 +113,8 @@ class RabbitMqExchange:
     def close(self, *, retire: bool = False) -> None:
         """Leave the broker; unacknowledged messages stay in the inbox for a successor, until the inbox expires.
 
-        `retire` says that this peer is done for good: its inbox goes at once, and with the last inbox the exchanges.
+        `retire` says that the run has ended: this peer's inbox goes at once, with those of peers that have left
+        already, and with the last inbox the exchanges.
         """
         self._link.stop(retire=retire)
 

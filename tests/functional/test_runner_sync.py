@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytest
 
 from contract import wire
 from contract.config import RunConfig
-from contract.errors import GradientFailed, ObjectMissing, RunFailed, Superseded
+from contract.errors import CorruptObject, GradientFailed, ObjectMissing, RunFailed, Superseded
 from contract.records import Commit, Result, Stop
 from contract.tensors import decode_weights
 from contract.wire import decode_header
 from peer_agent import membership
+from peer_agent import signals as s
+from peer_agent.background import Finished
 from peer_agent.ports import Delivery
 from tests.fakes.peers import Cast, Peer, QuadraticGradients, TorchGradients
 
@@ -501,6 +504,75 @@ def test_damaged_and_foreign_messages_are_counted_and_harmless() -> None:
     assert [r.frames_rejected.get("kind", 0) for r in reports] == [1, 0, 1]
     assert [r.frames_rejected.get("run", 0) for r in reports] == [1, 0, 1]
     assert [r.frames_rejected.get("stale", 0) for r in reports] == [0, 1, 1]
+    cast.close()
+
+
+def test_an_announcement_that_says_other_than_the_frame_in_s3_is_rejected() -> None:
+    """A header alone is unchecked: its samples, say, would become the weight in the mean."""
+    config = configuration(exchange=exchange(codec="none", inline_bytes=0))
+    cast = Cast(config, (24, 24, 12))
+    honest = cast.peers[2].exchange.inner
+    publish = honest.publish
+
+    def exaggerate(kind: str, body: bytes) -> None:
+        if kind == "frame" and decode_header(body).round in (1, 2):
+            samples_at = 40  # contract/wire.py
+            publish(kind, body[:samples_at] + (99).to_bytes(8, "little") + body[samples_at + 8 :])
+        publish(kind, body)
+
+    honest.publish = exaggerate  # type: ignore[method-assign]
+    cast.play()
+    assert {r.weights_sha256 for r in cast.reports()} == {play(config).reports()[0].weights_sha256}
+    assert [r.frames_rejected for r in cast.reports()] == [{"corrupt": 2}, {"corrupt": 2}, {}]
+    cast.close()
+
+
+def test_what_a_commit_lists_must_be_what_s3_holds() -> None:
+    cast = play()
+    contributions = cast.peers[0].actions.contributions
+    (listed,) = (c for c in commits(cast)[8].contributors if c.rank == 2)
+    with pytest.raises(CorruptObject, match="not the contribution that commit 8 describes"):
+        contributions.fetch(replace(listed, samples=listed.samples + 1), 8)
+    with pytest.raises(CorruptObject, match="digest"):
+        contributions.fetch(replace(listed, digest="0" * 64), 8)
+    with pytest.raises(CorruptObject, match="belongs"):
+        contributions.fetch(replace(listed, rank=1), 8)
+
+
+def test_weights_that_were_not_recorded_do_not_stay_in_storage() -> None:
+    cast = play()
+    actions = cast.peers[0].actions
+    recorded = Result.from_json(cast.store.get(cast.spec.places.result(8)))
+    actions.update.adopt(np.nextafter(actions.update.flat, np.float32(9)), actions.update.buffers)
+    own = actions.update.weights_sha256
+    before = cast.keys("weights/")
+    assert list(actions.execute(s.WriteResult(8, own))) == [s.ResultFound(recorded)]
+    assert own not in before
+    assert cast.keys("weights/") == before
+
+
+def test_a_computation_that_fails_after_the_end_fails_nobody() -> None:
+    cast = Cast(configuration(), (24, 24, 12))
+    runner = cast.peers[0].runner
+    runner.start()
+    stop = Stop(
+        run="trial", reason="interrupted", round=0, weights_sha256="", writer=cast.peers[1].actions.me, nonce="n"
+    )
+    runner.ports.background.finished = lambda timeout_seconds: [  # type: ignore[method-assign]
+        Finished(lambda value: [s.StopFound(stop)]),
+        Finished(lambda value: [], error=GradientFailed("too late to matter")),
+    ]
+    runner.step()
+    assert (runner.ended, runner.reason) == (True, "interrupted")
+    cast.close()
+
+
+def test_peers_that_end_in_order_leave_no_inbox_behind() -> None:
+    assert play().memory_broker.inboxes == {}
+    cast = Cast(configuration(), (24, 24, 12))
+    cast.peers[2].gradients.fails_in_round = 4
+    cast.play()
+    assert set(cast.memory_broker.inboxes) == {2}, "a successor of the one that failed may still come"
     cast.close()
 
 

@@ -128,17 +128,39 @@ def test_nothing_stays_behind(join: Callable[[int, int], Exchange], run: str, br
     names = inboxes(run, 0, 3)
     assert all(exists(broker, queue=queue.name) for queue in names.queues)
     for peer in peers:
-        peer.close(retire=True)  # type: ignore[call-arg]
+        peer.close(retire=True)
     assert not any(exists(broker, queue=queue.name) for queue in names.queues)
     assert not any(exists(broker, exchange=exchange) for exchange in names.exchanges)
 
 
 def test_a_peer_can_publish_after_all_others_have_retired(join: Callable[[int, int], Exchange]) -> None:
     first, second = join(0, 2), join(1, 2)
-    second.close(retire=True)  # type: ignore[call-arg]
+    second.close(retire=True)
     first.publish("result", b"late")
     (delivery,) = receive(join(1, 2), 1)
     assert delivery.body == b"late"
+
+
+def test_the_last_to_retire_takes_the_inboxes_of_those_that_left_with_it(
+    join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
+) -> None:
+    staying, retired, killed = (join(rank, 3) for rank in range(3))
+    killed.close()
+    retired.close(retire=True)
+    staying.publish("result", b"late")
+    names = inboxes(run, 0, 3)
+    assert exists(broker, queue=names.own_inbox)
+    staying.close(retire=True)
+    assert not any(exists(broker, queue=queue.name) for queue in names.queues)
+    assert not any(exists(broker, exchange=exchange) for exchange in names.exchanges)
+
+
+def test_retiring_leaves_alone_who_is_still_there(join: Callable[[int, int], Exchange]) -> None:
+    first, second, third = (join(rank, 3) for rank in range(3))
+    first.publish("commit", b"before")
+    third.close(retire=True)
+    first.publish("commit", b"after")
+    assert [delivery.body for delivery in receive(second, 2)] == [b"before", b"after"]
 
 
 def test_a_lost_connection_is_mended_and_nothing_is_lost(

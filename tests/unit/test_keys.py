@@ -38,6 +38,14 @@ def test_batches_and_gradients_lie_in_the_peers_bucket_and_the_rest_in_the_runs(
     assert {place.bucket for place in in_run} == {"runs"}
 
 
+def test_a_contributions_key_says_whose_it_is() -> None:
+    assert PLACES.parse_contribution(PLACES.contribution(12, 3, 4).key) == (12, 3, 4)
+    assert PLACES.parse_contribution(PLACES.contribution(1_234_567, 0, 10).key) == (1_234_567, 0, 10)
+    for key in (PLACES.commit(0).key, PLACES.contributions().key, PLACES.contribution(1, 2, 3).key + "x"):
+        with pytest.raises(CorruptObject, match="no place of a contribution"):
+            PLACES.parse_contribution(key)
+
+
 def test_listings_come_in_numerical_order() -> None:
     rounds = [0, 9, 10, 99, 100, 999_999]
     assert sorted(PLACES.commit(round).key for round in rounds) == [PLACES.commit(round).key for round in rounds]
