@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,9 @@ from peerless.report.progress import Observer, Silent
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
+
+#: Whether this thread is training already: then what calls is code of the user's that is being imported.
+_training = ContextVar("training", default=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,12 @@ def train(
             "PEERLESS_CODE_DIR is set, as it is while a peer or worker imports your code: a script must guard "
             "peerless.train with if __name__ == '__main__', and where you have set the variable yourself, unset it"
         )
+    if _training.get():
+        raise CodeError(
+            "peerless.train was called while another one imported your code; guard it with if __name__ == '__main__'"
+        )
     with ExitStack() as stack:
+        stack.callback(_training.reset, _training.set(True))
         chosen, base = _configuration(config, overrides)
         chosen = shipping.resolve_paths(chosen, base)
         if model is not None:

@@ -1,9 +1,10 @@
 """From a script's or notebook's source to a module that defines one model and nothing else.
 
 Of all statements at the top level only those are kept that the model needs, directly or through others: imports,
-functions, classes, and assignments of whatever value. What trains, prints or loads data stays behind, so a script needs
-no `__main__` guard. A notebook's cells may have run in any order and more than once: the last definition of a name
-counts, and each statement comes after those that it reads when it runs.
+functions, classes, assignments of whatever value, and `if` and `try` around them. What trains, prints or loads data
+stays behind, all loops among it, so a script needs no `__main__` guard. A notebook's cells may have run in any order
+and more than once: the last definition of a name counts, and each statement comes after those that it reads when it
+runs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from contract.errors import CodeError
 
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _READS, _BINDS = frozenset({"LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"}), frozenset({"STORE_NAME"})
+#: Where scripts train, print and load data.
+_STAYS_BEHIND = (ast.Expr, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Match)
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ def _statements(source: str) -> Iterator[_Statement]:
         for node in tree.body
     )
     for node in tree.body:
-        if isinstance(node, ast.Expr) or _is_future(node) or _is_main_guard(node):
+        if isinstance(node, _STAYS_BEHIND) or _is_future(node) or _is_main_guard(node):
             continue
-        always = not isinstance(node, ast.If | ast.For | ast.While | ast.Try | ast.With | ast.Match)
+        always = not isinstance(node, ast.If | ast.Try)
         star = isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
         try:
             now, later, binds = _names(_compiled(node, future))

@@ -30,6 +30,8 @@ SHAPE["out"] = DEPTH
 FUNCTION = math.sqrt
 dataset = [1 / 0]
 run = dataset.train()
+for WIDTH in (16, 32):
+    DEPTH = dataset.train()
 
 def block(width): return FUNCTION(width)
 
