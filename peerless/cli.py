@@ -6,10 +6,11 @@ error; `--debug` adds the traceback.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,18 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="S", help="Seed (ins
 INTERRUPTED = 130
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Typer would end without a word."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(f"peerless: {interrupt or 'interrupted; everything was stopped'}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
 @app.command()
+@_interruptible()
 def train(
     config: Config,
     on_this_machine: Annotated[bool, typer.Option("--local", help="Run everything on this machine.")] = False,
@@ -78,6 +90,7 @@ def train(
 
 
 @app.command()
+@_interruptible()
 def prepare(
     config: Config, peers: Peers = None, seed: Seed = None, overrides: Set = None, as_json: Json = False
 ) -> None:
@@ -94,6 +107,7 @@ def prepare(
 
 
 @local.command("up")
+@_interruptible()
 def local_up(as_json: Json = False) -> None:
     """Start the servers and leave them running; `peerless train --local` in this folder then uses them."""
     from infra.local.cloud import LocalCloud
@@ -103,6 +117,7 @@ def local_up(as_json: Json = False) -> None:
 
 
 @local.command("down")
+@_interruptible()
 def local_down(as_json: Json = False) -> None:
     """Stop the servers that `peerless local up` started in this folder."""
     from infra.local.cloud import LocalCloud
@@ -112,6 +127,7 @@ def local_down(as_json: Json = False) -> None:
 
 
 @local.command("status")
+@_interruptible()
 def local_status(as_json: Json = False) -> None:
     """Say which servers run, and where they listen."""
     from infra.local.cloud import LocalCloud
@@ -147,9 +163,6 @@ def guarded(command: Callable[[], Any], debug: bool) -> int:
         if debug:
             raise
         return report_error(error)
-    except KeyboardInterrupt:
-        print("peerless: interrupted before training began; everything was stopped", file=sys.stderr)
-        return INTERRUPTED
     except SystemExit as status:
         return status.code if isinstance(status.code, int) else 1
     except Exception as error:  # a mistake of ours; the sentence asks for what is needed to find it

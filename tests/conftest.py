@@ -5,6 +5,7 @@ A test takes names of its own (`unique`, `bucket`) instead of servers of its own
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,13 @@ from typing import Any
 import pytest
 
 from infra.local.cloud import LocalCloud
+
+# A shell's background job ignores SIGINT, and so would everything that it starts; tests press Ctrl-C all the same.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,11 @@
 
     python -I -S guard.py [--grace SECONDS] [--status-fd FD] [--afterwards JSON] -- COMMAND ARGUMENT...
 
-Standard input is the lifeline: a pipe whose other end the owner holds. When it closes, even because the owner was
-killed by SIGKILL, the command's process group gets SIGTERM and, `--grace` seconds later, SIGKILL; processes that went
-into sessions of their own are found by their ancestry. A byte `T` before the end says that the owner lives and asks for
-it; without one the owner is dead, nobody waits for what the command might still bring home, and the grace is short. A
-byte `K` skips the grace. `--afterwards` is one more command (a JSON list) that runs when all is over, to remove what is
-not a process, such as a container.
+Standard input is the lifeline: a pipe whose other end the owner holds. A byte `T` on it asks for an orderly end: the
+command's process group gets SIGTERM and, `--grace` seconds later, SIGKILL; processes that went into sessions of their
+own are found by their ancestry. A byte `K` skips the grace, then too. When the lifeline closes, even because the owner
+was killed by SIGKILL, nobody waits for what the command might still bring home, and the grace is short. `--afterwards`
+is one more command (a JSON list) that runs when all is over, to remove what is not a process, such as a container.
 
 On `--status-fd` it writes one JSON line, `{"pid": N}` or `{"error": "…"}`. Its exit status is the command's, 128 + N
 where signal N ended it, as shells have it.
@@ -49,7 +48,7 @@ class Guard:
         self._status: int | None = None
         self._stop_requested = False
         self._kill_requested = False
-        self._owner_lives = False  # as the lifeline's `T` says
+        self._lifeline_ended = False
         self._prctl = _prctl()
         self.pid = 0
 
@@ -114,8 +113,8 @@ class Guard:
                 os.read(self._wake, 4096)
         if LIFELINE in readable:
             data = os.read(LIFELINE, 64)
-            self._owner_lives |= b"T" in data
-            self._stop_requested |= not data or b"T" in data or b"K" in data
+            self._lifeline_ended |= not data
+            self._stop_requested = True
             self._kill_requested |= b"K" in data
 
     def _reap(self) -> bool:
@@ -134,7 +133,7 @@ class Guard:
         family = descendants()
         if not self._kill_requested:
             self._signal_group(signal.SIGTERM)
-            self._wait(self._group_gone, self._grace if self._owner_lives else min(self._grace, ORPHAN_SECONDS))
+            self._wait(self._group_gone, self._grace)
         self._signal_group(signal.SIGKILL)
         self._wait(self._group_gone, _KILLED_SECONDS, heed_kill=False)
         for number, seconds in ((signal.SIGTERM, _STRAGGLER_SECONDS), (signal.SIGKILL, _KILLED_SECONDS)):
@@ -168,16 +167,17 @@ class Guard:
         return (family & {pid for pid, parent in table.items() if parent in (1, *family)}) | descendants(table)
 
     def _wait(self, done: Callable[[], bool], seconds: float, heed_kill: bool = True) -> None:
-        """Poll until `done()` or the time is up; a `K` on the lifeline ends it early."""
-        deadline = time.monotonic() + seconds
-        watched = [LIFELINE, self._wake]
-        while not done() and time.monotonic() < deadline:
+        """Poll until `done()` or the time is up; a `K` on the lifeline ends it early, its end soon."""
+        begun = time.monotonic()
+        while not done() and time.monotonic() < begun + seconds:
+            # At its end it is readable for ever.
+            watched = [self._wake] if self._lifeline_ended else [LIFELINE, self._wake]
+            if self._lifeline_ended or os.getppid() != self._owner:
+                seconds = min(seconds, ORPHAN_SECONDS)
             readable, _, _ = select.select(watched, [], [], _POLL_SECONDS)
             self._drain(readable)
             if heed_kill and self._kill_requested:
                 return
-            if LIFELINE in readable and LIFELINE in watched:
-                watched.remove(LIFELINE)  # at its end it is readable for ever
 
 
 def _prctl() -> Callable[[int, int], int]:

@@ -145,7 +145,6 @@ class Child:
     def terminate(self) -> None:
         """Ask it to end in order, and return at once; the guard sees to it that it does."""
         self._say(b"T")
-        self._close_lifeline()
 
     def stop(self) -> int:
         """End it in order: SIGTERM, after the grace SIGKILL; gives the exit status. Repeating it does nothing."""
@@ -174,6 +173,7 @@ class Child:
         if code is None:
             self._guard.kill()
             code = self._guard.wait()
+        self._close_lifeline()
         if code < 0 and self.pid:  # the guard itself was killed, so its work falls to us
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)

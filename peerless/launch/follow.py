@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from peerless.report.progress import Observer
 
 #: Once a peer has failed, or after Ctrl-C, the others are asked to end together; whoever has not by then is killed.
 END_SECONDS = 45.0
+#: How long peers may take to end when a server that they need has gone.
+BROKEN_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 
 
@@ -37,35 +40,46 @@ class EventTail:
 
 
 def follow(
-    children: Sequence[Child], events: Path, observer: Observer, clock: Clock, each_time: Callable[[], None]
+    children: Sequence[Child],
+    events: Path,
+    observer: Observer,
+    clock: Clock,
+    end_wanted: Callable[[], bool],
+    look_around: Callable[[], str | None],
 ) -> str | None:
     """Pass events to the observer until every peer has ended; returns a sentence when one failed.
 
-    `children` are the peers in rank order; `each_time` is called with every look, some ten times a second. The
-    first Ctrl-C asks all peers to end together, a second one ends this at once (KeyboardInterrupt; the caller stops
-    the processes).
+    `children` are the peers in rank order. Once `end_wanted` says so, or a peer has failed, all are asked to end
+    together. `look_around` is called some ten times a second and may return a sentence: what the peers need has gone,
+    so they get a few seconds and are then killed. A KeyboardInterrupt passes through; the caller stops the processes.
     """
     tail, failures = EventTail(events), _Failures(children)
-    ending = interrupted = False
+    ending, broken, patience_ends = False, None, math.inf
     while True:
-        try:
-            running = [child for child in children if child.poll() is None]
-            for event in tail.new():
-                failures.saw(event)
-                observer.event(event)
-            each_time()
-            if not running:
-                return failures.sentence()
-            if not ending and (interrupted or failures.any()):
-                ending = True
-                for child in running:
-                    child.terminate()
-            clock.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            observer.note("ending after this round; Ctrl-C again stops at once")
+        running = [child for child in children if child.poll() is None]
+        for event in tail.new():
+            failures.saw(event)
+            observer.event(event)
+        if not running:
+            return broken or failures.sentence()
+        if broken is None and (broken := look_around()):
+            patience_ends = clock.monotonic() + BROKEN_SECONDS
+        if not ending and (broken or failures.any() or end_wanted()):
+            if not broken and not failures.any():
+                observer.note("ending after this round; Ctrl-C again stops at once")
+            ending = True
+            for child in running:
+                child.terminate()
+        if clock.monotonic() > patience_ends:
+            for child in running:
+                child.kill()
+        clock.sleep(_POLL_SECONDS)
+
+
+def rounds_told(events: Path) -> int:
+    """How many rounds the peers of a run have committed, as its events say."""
+    commits = (event["round"] for event in EventTail(events).new() if event["event"] == "commit")
+    return max(commits, default=-1) + 1
 
 
 class _Failures:

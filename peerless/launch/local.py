@@ -7,15 +7,13 @@ is stopped on every way out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,15 +21,17 @@ import torch
 from contract import models, tensors
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import ModelError, PeerlessError, RunFailed
+from contract.errors import LocalStackError, ModelError, PeerlessError, RunFailed
 from contract.modelspec import ModelSpec
+from contract.records import PeerReport
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from peerless import data
 from peerless.launch import result, shipping
-from peerless.launch.follow import END_SECONDS, follow
+from peerless.launch.follow import END_SECONDS, follow, rounds_told
+from peerless.launch.interrupts import Interrupts
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
@@ -109,31 +109,63 @@ def train_local(
     run = new_run_id(config.name, clock)
     target = run_dir or runs_dir / run
     RunFolder.check(target)
-    with ExitStack() as stack:
-        stack.enter_context(_terminate_like_interrupt())
-        shipping.check(config.code)
-        stack.enter_context(shipping.importable(config.code))
+    shipping.check(config.code)
+    with Interrupts(clock) as interrupts, shipping.importable(config.code):
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
         resolved = resolve_mode(config, work.prepared.batches)
         folder = RunFolder.create(target)
-        code, digest = shipping.bundle(config.code, folder.code)
-        kept = config.model_copy(update={"code": code})
-        if dataset is not None:  # what was passed from Python is kept, so that the run can be repeated from its folder
-            folder.write(folder.dataset, data.to_npz(dataset))
-            own = config.data.model_copy(update={"source": "npz", "path": str(folder.dataset.resolve())})
-            kept = kept.model_copy(update={"data": own})
-        folder.write(folder.config, kept.to_toml().encode())
-        cloud, stays = _cloud(stack, folder, observer)
-        session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
-        if stays:
-            stack.callback(session.remove)
-        session.provide()
-        error = session.train(stack)
-        summary = session.finish(started, error)
+        try:
+            digest = _keep(config, folder, dataset)
+            with ExitStack() as stack:
+                try:
+                    cloud, stays = _cloud(stack, folder, observer)
+                    session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
+                    if stays:
+                        stack.callback(session.remove)
+                    session.provide()
+                    interrupts.end_in_order()
+                    error = session.train(stack, interrupts)
+                    summary = session.finish(started, error)
+                finally:
+                    interrupts.close()
+        except (KeyboardInterrupt, PeerlessError) as cause:
+            interrupts.close()
+            _tell_in_folder(folder, run, resolved, clock.monotonic() - started, cause)
+            raise
     if error is not None:
         raise RunFailed(f"{error} (logs: {folder.logs})")
     return Outcome(run=run, folder=folder, summary=summary)
+
+
+def _keep(config: RunConfig, folder: RunFolder, dataset: data.Dataset | None) -> str:
+    """Put into the folder what repeating the run takes; gives the digest of the user's code."""
+    code, digest = shipping.bundle(config.code, folder.code)
+    kept = config.model_copy(update={"code": code})
+    if dataset is not None:  # what was passed from Python
+        folder.write(folder.dataset, data.to_npz(dataset))
+        own = config.data.model_copy(update={"source": "npz", "path": str(folder.dataset.resolve())})
+        kept = kept.model_copy(update={"data": own})
+    folder.write(folder.config, kept.to_toml().encode())
+    return digest
+
+
+def _tell_in_folder(folder: RunFolder, run: str, config: RunConfig, seconds: float, cause: BaseException) -> None:
+    """Write the summary of a run that came to no result, so that every run's folder has one."""
+    interrupted = isinstance(cause, KeyboardInterrupt)
+    summary = result.summarise(
+        run=run,
+        config=config,
+        reports=(),
+        model=None,
+        counters={},
+        rounds_told=rounds_told(folder.events),
+        peak_memory_bytes=None,
+        seconds_total=seconds,
+        error=None if interrupted else str(cause),
+    )
+    with contextlib.suppress(PeerlessError):  # the folder itself may be what failed
+        folder.write_summary({**summary, "reason": "interrupted" if interrupted else "failed"})
 
 
 class _Session:
@@ -153,12 +185,11 @@ class _Session:
         self._run, self._config, self._folder, self._observer = run, config, folder, observer
         self._cloud, self._clock, self._work, self._digest = cloud, clock, work, code_digest
         self._places = places_for(run, config.peers, cloud.region)
-        self._store = S3Store(
-            region=cloud.region, endpoint_url=cloud.endpoint_url, clock=clock, session=cloud.session()
-        )
+        self._store = self._open_store()
         self._resources = LocalResources(cloud, self._places)
         self._memory = MemoryMeter(clock)
         self._rounds = 0
+        self._broken: str | None = None  # how a server ended that the peers need
 
     def provide(self) -> None:
         """Buckets, workers, state machines, data, initial weights and the run's specification."""
@@ -192,34 +223,43 @@ class _Session:
         self._rounds = spec.rounds_limit
         self._store.create(self._places.spec(), spec.to_json())
 
-    def train(self, stack: ExitStack) -> str | None:
+    def train(self, stack: ExitStack, interrupts: Interrupts) -> str | None:
         """Start the peers and follow them to their end; returns what failed, or None."""
         self._observer.training(self._config.peers, self._rounds)
         children = [self._start_peer(stack, rank) for rank in range(self._config.peers)]
-        return follow(children, self._folder.events, self._observer, self._clock, self._memory.sample)
+        return follow(
+            children, self._folder.events, self._observer, self._clock, lambda: interrupts.wanted, self._look_around
+        )
+
+    def _look_around(self) -> str | None:
+        """Measure, and see whether the servers of this run live; a sentence when one does not."""
+        self._memory.sample()
+        self._broken = self._broken or next(iter(self._cloud.failures()), None)
+        return self._broken
 
     def finish(self, started: float, error: str | None) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
-        reports = result.read_reports(self._store, self._places, self._config.peers)
-        model: result.SavedModel | None = None
         # After a failure the best weights so far are kept where they can be had; the failure is what gets told.
-        with contextlib.suppress(*([PeerlessError] if error else [])):
-            model = result.fetch_model(
-                self._store,
-                self._places,
-                self._work.spec,
-                reports,
-                self._config.loss,
-                self._work.prepared.test_batches(),
-            )
+        unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
+        store = self._open_store(attempts=1) if self._broken else self._store
+        reports: tuple[PeerReport, ...] = ()
+        model: result.SavedModel | None = None
+        counters: dict[str, Any] = {}
+        with unless_failed():
+            reports = result.read_reports(store, self._places, self._config.peers)
+            tests = self._work.prepared.test_batches()
+            model = result.fetch_model(store, self._places, self._work.spec, reports, self._config.loss, tests)
         if model is not None:
             self._folder.write(self._folder.model, model.safetensors)
+        with unless_failed():
+            counters = self._resources.counters()
         summary = result.summarise(
             run=self._run,
             config=self._config,
             reports=reports,
             model=model,
-            counters=self._resources.counters(),
+            counters=counters,
+            rounds_told=rounds_told(self._folder.events),
             peak_memory_bytes=self._memory.peak_bytes,
             seconds_total=self._clock.monotonic() - started,
             error=error,
@@ -227,9 +267,22 @@ class _Session:
         self._folder.write_summary(summary)
         return summary
 
+    def _open_store(self, attempts: int = 5) -> S3Store:
+        cloud = self._cloud
+        return S3Store(
+            region=cloud.region,
+            endpoint_url=cloud.endpoint_url,
+            clock=self._clock,
+            attempts=attempts,
+            session=cloud.session(),
+        )
+
     def remove(self) -> None:
-        """Take the run's buckets and functions off a cloud that goes on."""
-        self._resources.remove()
+        """Take the run's buckets and functions off a cloud that goes on; what cannot be removed is told."""
+        try:
+            self._resources.remove()
+        except LocalStackError as error:  # the run's own outcome matters more
+            self._observer.note(str(error))
 
     def _start_peer(self, stack: ExitStack, rank: int) -> Child:
         command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", self._run]
@@ -271,23 +324,3 @@ def _cloud(stack: ExitStack, folder: RunFolder, observer: Observer) -> tuple[Loc
         return LocalCloud.attach(LOCAL_FOLDER), True
     observer.note("starting local AWS, RabbitMQ and the Lambda service")
     return stack.enter_context(LocalCloud.start(folder.path, log=observer.note)), False
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does; only where this thread may set handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    wanted = (signal.SIGTERM, signal.SIGHUP)
-    heeded = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, interrupt) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -74,11 +74,15 @@ def summarise(
     reports: Sequence[PeerReport],
     model: SavedModel | None,
     counters: dict[str, Any],
-    peak_memory_bytes: int,
+    rounds_told: int,
+    peak_memory_bytes: int | None,
     seconds_total: float,
     error: str | None,
 ) -> dict[str, Any]:
-    """The content of summary.json; every figure is measured, and null where nothing was."""
+    """The content of summary.json; every figure is measured, and null where nothing was.
+
+    `rounds_told` is how far the run came by its events, for a run that left no reports.
+    """
     whole = [report for report in reports if report.error is None]
     lost = sorted(set(range(config.peers)) - {report.rank for report in whole})
     raw = sum(report.gradient_bytes_raw for report in reports)
@@ -91,8 +95,8 @@ def summarise(
         "peers": config.peers,
         "peers_lost": len(lost),
         "lost_ranks": lost,
-        "rounds": max((report.rounds for report in whole), default=0),
-        "epochs": max((report.epochs for report in whole), default=0.0),
+        "rounds": max((report.rounds for report in reports), default=rounds_told),
+        "epochs": max((report.epochs for report in reports), default=0),
         "reason": "failed" if error else (reasons[0] if reasons else "failed"),
         "error": error,
         "test_accuracy": model.test_accuracy if model else None,
@@ -101,7 +105,7 @@ def summarise(
         "weights_sha256": {str(report.rank): report.weights_sha256 for report in whole},
         "model_sha256": model.sha256 if model else None,
         "seconds_total": round(seconds_total, 3),
-        "seconds_training": round(max((report.seconds_training for report in whole), default=0.0), 3),
+        "seconds_training": round(max((report.seconds_training for report in reports), default=0.0), 3),
         "peak_memory_bytes": peak_memory_bytes,
         "bytes_sent": {str(report.rank): report.bytes_sent for report in reports},
         "bytes_received": {str(report.rank): report.bytes_received for report in reports},

@@ -11,6 +11,7 @@ dataset.npz         the data, where they were passed from Python
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.clock import Clock
-from contract.errors import ConfigError
+from contract.errors import ConfigError, RunFailed
 
 
 def new_run_id(name: str, clock: Clock) -> str:
@@ -58,19 +59,29 @@ class RunFolder:
         return cls(path)
 
     def scratch(self, rank: int) -> Path:
-        """An empty folder for the temporary files of a peer; whoever ends the peer removes it."""
+        """An empty folder for the temporary files of a peer; whoever ends the peer removes it. Raises RunFailed."""
         folder = (self.path / f".peer-{rank}").resolve()
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise RunFailed(f"{folder} cannot be created ({error.strerror})") from error
         return folder
 
     def write(self, target: Path, content: bytes) -> None:
-        """Write a file so that it is either absent or whole."""
+        """Write a file so that it is either absent or whole. Raises RunFailed."""
         temporary = target.with_name(f".{target.name}.part")
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RunFailed(
+                f"{target} cannot be written ({error.strerror}); free space or name another folder with --run-dir"
+            ) from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, indented for people."""

@@ -122,6 +122,20 @@ def test_killing_does_not_wait_for_the_grace(start: Callable[..., Child], log: P
     assert gone(processes)
 
 
+def test_one_that_was_asked_to_end_can_still_be_killed(start: Callable[..., Child], log: Path) -> None:
+    child = start(STUBBORN, grace_seconds=600)
+    wait_for(said(log, "ready"))
+    processes = family(child.guard_pid)
+    clock = SystemClock()
+    before = clock.monotonic()
+    child.terminate()
+    child.terminate()
+    assert child.wait(0.5) is None
+    assert child.kill() == 128 + signal.SIGKILL
+    assert clock.monotonic() - before < 10
+    assert gone(processes)
+
+
 def test_what_a_child_leaves_running_ends_with_it(start: Callable[..., Child], log: Path) -> None:
     child = start("import subprocess; print('pid', subprocess.Popen(['sleep', '300']).pid, flush=True)")
     child.wait(20)

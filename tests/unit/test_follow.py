@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peerless.launch.follow import EventTail, follow
+from peerless.launch.follow import BROKEN_SECONDS, EventTail, follow, rounds_told
 from tests.fakes.clock import FakeClock
 
 
@@ -20,6 +20,7 @@ class FakeChild:
     statuses: list[int | None]
     log: str = ""
     terminated: bool = False
+    killed: bool = False
 
     def poll(self) -> int | None:
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -28,6 +29,9 @@ class FakeChild:
         self.terminated = True
         if self.statuses[0] is None:
             self.statuses = [0]
+
+    def kill(self) -> None:
+        self.killed, self.statuses = True, [137]
 
     def log_tail(self) -> str:
         return self.log
@@ -47,6 +51,11 @@ class Recorder:
 
     def event(self, event: Any) -> None:
         self.events.append(event)
+
+
+def look() -> str | None:
+    """All servers live."""
+    return None
 
 
 def write(path: Path, *events: dict[str, Any]) -> None:
@@ -70,7 +79,7 @@ def test_a_run_that_goes_well_has_no_failure(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", Recorder()
     write(path, {"event": "round_started", "rank": 0})
     children = [FakeChild([None, 0]), FakeChild([None, None, 0])]
-    assert follow(children, path, seen, FakeClock(), bool) is None  # type: ignore[arg-type]
+    assert follow(children, path, seen, FakeClock(), bool, look) is None  # type: ignore[arg-type]
     assert [event["event"] for event in seen.events] == ["round_started"]
     assert not any(child.terminated for child in children)
 
@@ -79,7 +88,7 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
     path = tmp_path / "events.jsonl"
     write(path, {"event": "failed", "rank": 1, "error": "batch 3: too hot"})
     children = [FakeChild([None]), FakeChild([1])]
-    assert follow(children, path, Recorder(), FakeClock(), bool) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
+    assert follow(children, path, Recorder(), FakeClock(), bool, look) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
     assert children[0].terminated
 
 
@@ -92,33 +101,39 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
 )
 def test_a_peer_that_cannot_tell_is_told_about(tmp_path: Path, status: int, log: str, sentence: str) -> None:
     children = [FakeChild([None]), FakeChild([None, status], log)]
-    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), bool) == sentence  # type: ignore[arg-type]
+    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), bool, look) == sentence  # type: ignore[arg-type]
     assert children[0].terminated
 
 
-class InterruptingClock(FakeClock):
-    """Ctrl-C arrives during the first waits, as often as asked."""
-
-    def __init__(self, interrupts: int) -> None:
-        super().__init__()
-        self.interrupts = interrupts
-
-    def sleep(self, seconds: float) -> None:
-        super().sleep(seconds)
-        if self.interrupts:
-            self.interrupts -= 1
-            raise KeyboardInterrupt
-
-
-def test_ctrl_c_once_ends_in_order(tmp_path: Path) -> None:
+def test_an_end_that_is_wanted_is_an_orderly_one(tmp_path: Path) -> None:
     children, seen = [FakeChild([None]), FakeChild([None])], Recorder()
-    assert follow(children, tmp_path / "none", seen, InterruptingClock(1), bool) is None  # type: ignore[arg-type]
+    wishes = iter([False, True, True])
+    ended = follow(children, tmp_path / "none", seen, FakeClock(), lambda: next(wishes), look)  # type: ignore[arg-type]
+    assert ended is None
     assert all(child.terminated for child in children)
     assert seen.notes == ["ending after this round; Ctrl-C again stops at once"]
 
 
-def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
-    stubborn = FakeChild([None])
+def test_peers_whose_server_is_gone_are_killed_after_a_few_seconds(tmp_path: Path) -> None:
+    clock, stubborn, told = FakeClock(), FakeChild([None]), "MiniStack ended with status 137"
     stubborn.terminate = lambda: None  # type: ignore[method-assign]
+    began = clock.monotonic()
+    assert follow([stubborn], tmp_path / "none", Recorder(), clock, bool, lambda: told) == told  # type: ignore[list-item]
+    assert stubborn.killed
+    assert BROKEN_SECONDS <= clock.monotonic() - began < BROKEN_SECONDS + 1
+
+
+def test_an_interrupt_passes_through(tmp_path: Path) -> None:
+    def at_once() -> bool:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        follow([stubborn], tmp_path / "none", Recorder(), InterruptingClock(2), bool)  # type: ignore[list-item]
+        follow([FakeChild([None])], tmp_path / "none", Recorder(), FakeClock(), at_once, look)  # type: ignore[list-item]
+
+
+def test_the_rounds_that_events_tell_of(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert rounds_told(path) == 0
+    write(path, {"event": "commit", "round": 4, "rank": 0}, {"event": "commit", "round": 3, "rank": 1})
+    write(path, {"event": "round_started", "round": 5, "rank": 0})
+    assert rounds_told(path) == 5

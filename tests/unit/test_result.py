@@ -42,6 +42,7 @@ def summary(reports: list[PeerReport], error: str | None = None, model: SavedMod
         reports=reports,
         model=model,
         counters={},
+        rounds_told=3,
         peak_memory_bytes=7,
         seconds_total=9.0,
         error=error,
@@ -70,6 +71,11 @@ def test_a_peer_without_a_report_or_with_an_error_is_lost() -> None:
     assert (made["peers_lost"], made["lost_ranks"], made["reason"]) == (1, [1], "failed")
     assert set(made["weights_sha256"]) == {"0"}
     assert summary([])["peers_lost"] == 2
+
+
+def test_a_failed_run_says_how_far_it_came() -> None:
+    assert summary([report(0, error="it burnt", rounds=10)], error="it burnt")["rounds"] == 10
+    assert summary([], error="all burnt")["rounds"] == 3
 
 
 def test_nothing_is_invented_where_nothing_was_measured() -> None:
