@@ -45,10 +45,10 @@ if [ "$(cat $stamp 2>/dev/null)" = "$(pwd)" ] &&
     exit 0
 fi
 rm -f $stamp
-# Without its dependencies, so that an index which has nothing but torch will do.
+# Apart from the rest, because it is the large one: pip shows how far it is. From an index of its own without dependencies.
 if [ "torch==$($bin/python -c 'from importlib.metadata import version as v; print(v("torch").split("+")[0])' 2>/dev/null)" != "$torch" ]; then
     echo "installing $torch …"
-    pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
+    pip install ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} "$torch"
 fi
 echo "installing the other packages …"
 pip install --quiet -e 'vendor/qsgd_compress[test]' -e '.[local,test]'
