@@ -3,6 +3,9 @@
 Stages may nest and overlap in several threads. Seconds and bytes belong to a stage alone; CPU and memory are the whole
 process's while the stage ran, so that stages which overlap share them. A peak counts for every stage that was open when
 it came.
+
+Tracing Python's memory makes each request to S3 cost about three times the CPU. Rounds are alike, so each kind of stage
+is traced in its first runs only; later events repeat the largest peak that was traced for their kind.
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from contract.events import STAGES, EventLog
 
 #: The resident set is looked at so often while a stage is open, beside each begin and end, in seconds.
 SAMPLE_SECONDS = 0.1
+#: Runs of each kind of stage whose Python memory is traced.
+TRACED_RUNS = 3
+#: Stages that come seldom: they turn tracing on for themselves, and see what is allocated from their begin on.
+SELDOM = frozenset({"convergence"})
 
 
 @dataclass(eq=False)
@@ -32,10 +39,13 @@ class Stage:
     """Most Python memory traced at once (NumPy's included, torch's not)."""
     rss_bytes: int = 0
     """Largest resident set seen."""
+    traced: bool = True
+    """Whether this run's Python memory is traced."""
 
 
 @dataclass
 class _Total:
+    runs: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
@@ -47,8 +57,8 @@ class _Total:
 class StageMetrics:
     """Measures stages, emits a `stage` event at the end of each, and adds them up. Thread-safe.
 
-    It traces Python's memory (tracemalloc, one frame per block: the cheapest) from its start until `close`, unless
-    somebody else traces already. `resident` gives the resident set in bytes.
+    It traces Python's memory (tracemalloc, one frame per block: the cheapest) from its start until each stage of a
+    round has run TRACED_RUNS times, unless somebody else traces already. `resident` gives the resident set in bytes.
     """
 
     def __init__(self, events: EventLog, clock: Clock, resident: Callable[[], int] | None = None) -> None:
@@ -56,10 +66,9 @@ class StageMetrics:
         self._resident = resident or _resident
         self._lock = threading.Lock()
         self._open: set[Stage] = set()
-        self._totals: dict[str, _Total] = {}
-        self._tracing = not tracemalloc.is_tracing()
-        if self._tracing:
-            tracemalloc.start(1)
+        self._totals = {name: _Total() for name in STAGES}
+        self._foreign = tracemalloc.is_tracing()
+        self._settle_tracing()
         self._closed = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="peerless-memory", daemon=True)
         self._sampler.start()
@@ -69,10 +78,12 @@ class StageMetrics:
         """Measure what happens inside, also when it raises. Raises ValueError for a name that is no stage."""
         if name not in STAGES:
             raise ValueError(f"{name!r} is no stage; stages are {', '.join(STAGES)}")
-        stage = Stage()
+        total = self._totals[name]
         with self._lock:
             self._look()  # what came before belongs to those that are open already
+            stage = Stage(traced=total.runs < TRACED_RUNS)
             self._open.add(stage)
+            self._settle_tracing()
             self._look()
         begun, cpu_begun = self._clock.monotonic(), self._clock.cpu()
         try:
@@ -83,12 +94,14 @@ class StageMetrics:
             with self._lock:
                 self._look()
                 self._open.remove(stage)
-                self._add(name, stage, seconds, cpu_seconds)
+                self._add(total, stage, seconds, cpu_seconds)
+                peak_bytes = stage.peak_bytes if stage.traced else total.peak_bytes
+                self._settle_tracing()
             fields = {
                 "stage": name,
                 "seconds": seconds,
                 "cpu_percent": _percent(cpu_seconds, seconds),
-                "peak_bytes": stage.peak_bytes,
+                "peak_bytes": peak_bytes,
                 "rss_bytes": stage.rss_bytes,
                 "bytes_in": stage.bytes_in,
                 "bytes_out": stage.bytes_out,
@@ -109,15 +122,27 @@ class StageMetrics:
                     "bytes_out": total.bytes_out,
                 }
                 for name, total in self._totals.items()
+                if total.runs
             }
 
     def close(self) -> None:
         """Stop looking and tracing."""
         self._closed.set()
         self._sampler.join()
-        if self._tracing:
+        if not self._foreign:
             tracemalloc.stop()
-            self._tracing = False
+
+    def _settle_tracing(self) -> None:
+        """Trace while a stage of every round has runs to be traced, or one is open that has; the caller holds the
+        lock."""
+        if self._foreign:
+            return
+        early = any(total.runs < TRACED_RUNS for name, total in self._totals.items() if name not in SELDOM)
+        wanted = early or any(stage.traced for stage in self._open)
+        if wanted and not tracemalloc.is_tracing():
+            tracemalloc.start(1)
+        elif not wanted:
+            tracemalloc.stop()
 
     def _look(self) -> None:
         """Give the memory peaks since the last look to all open stages; the caller holds the lock."""
@@ -125,11 +150,13 @@ class StageMetrics:
         tracemalloc.reset_peak()
         resident = self._resident()
         for stage in self._open:
-            stage.peak_bytes = max(stage.peak_bytes, peak)
+            if stage.traced:
+                stage.peak_bytes = max(stage.peak_bytes, peak)
             stage.rss_bytes = max(stage.rss_bytes, resident)
 
-    def _add(self, name: str, stage: Stage, seconds: float, cpu_seconds: float) -> None:
-        total = self._totals.setdefault(name, _Total())
+    @staticmethod
+    def _add(total: _Total, stage: Stage, seconds: float, cpu_seconds: float) -> None:
+        total.runs += 1
         total.seconds += seconds
         total.cpu_seconds += cpu_seconds
         total.peak_bytes = max(total.peak_bytes, stage.peak_bytes)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from contract.events import EventLog
-from peer_agent.metrics import StageMetrics
+from peer_agent.metrics import TRACED_RUNS, StageMetrics
 from peer_agent.ports import Metrics
 from tests.fakes.clock import FakeClock
 
@@ -182,6 +182,35 @@ def test_a_stage_of_no_length_uses_no_cpu(metrics: StageMetrics, events: Callabl
     with metrics.stage("send", 0):
         pass
     assert events()[0]["cpu_percent"] == 0.0
+
+
+def test_tracing_stops_after_some_rounds_and_its_peaks_stand(
+    metrics: StageMetrics, events: Callable[[], list[dict[str, Any]]]
+) -> None:
+    for round in range(TRACED_RUNS + 2):
+        for name in ("compute", "send", "receive", "update"):
+            assert tracemalloc.is_tracing() == (round < TRACED_RUNS)
+            with metrics.stage(name, round):
+                np.ones((8 if round < TRACED_RUNS else 16) * MIB, np.uint8)
+    for event in events():
+        assert 8 * MIB <= event["peak_bytes"] < 16 * MIB
+    assert metrics.totals()["send"]["peak_bytes"] == max(e["peak_bytes"] for e in events() if e["stage"] == "send")
+
+
+def test_a_stage_that_comes_later_is_traced_for_itself(metrics: StageMetrics) -> None:
+    for round in range(TRACED_RUNS):
+        for name in ("compute", "send", "receive", "update"):
+            with metrics.stage(name, round):
+                pass
+    assert not tracemalloc.is_tracing()
+    for _ in range(TRACED_RUNS):
+        with metrics.stage("compute", TRACED_RUNS) as beside, metrics.stage("convergence", TRACED_RUNS) as seldom:
+            np.ones(8 * MIB, np.uint8)
+        assert seldom.peak_bytes >= 8 * MIB
+        assert beside.peak_bytes == 0
+        assert not tracemalloc.is_tracing()
+    with metrics.stage("convergence", TRACED_RUNS):
+        assert not tracemalloc.is_tracing()
 
 
 def test_tracing_ends_with_the_one_who_began_it(clock: FakeClock) -> None:
