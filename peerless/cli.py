@@ -54,7 +54,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"peerless: {interrupt or 'interrupted; everything was stopped'}", file=sys.stderr)
+        print(f"peerless: {str(interrupt) or 'interrupted before anything was started'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from interrupt
 
 

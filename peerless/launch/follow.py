@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from peerless.report.progress import Observer
 END_SECONDS = 45.0
 #: How long peers may take to end when a server that they need has gone.
 BROKEN_SECONDS = 3.0
+#: How a peer ends that is asked to before it has joined the run.
+_ENDED_EARLY = (128 + signal.SIGTERM, 130)
 _POLL_SECONDS = 0.1
 
 
@@ -57,6 +60,7 @@ def follow(
     ending, broken, patience_ends = False, None, math.inf
     while True:
         running = [child for child in children if child.poll() is None]
+        failures.look()
         for event in tail.new():
             failures.saw(event)
             observer.event(event)
@@ -69,6 +73,7 @@ def follow(
                 observer.note("ending after this round; Ctrl-C again stops at once")
             ending = True
             for child in running:
+                failures.asked_to_end(child)
                 child.terminate()
         if clock.monotonic() > patience_ends:
             for child in running:
@@ -88,23 +93,35 @@ class _Failures:
     def __init__(self, children: Sequence[Child]) -> None:
         self._children = children
         self._told: list[tuple[int, str]] = []
+        self._asked: set[int] = set()
+        self._ended: dict[int, int] = {}  # bad ends by rank, in the order of being noticed
 
     def saw(self, event: dict[str, Any]) -> None:
         if event["event"] == "failed":
             self._told.append((event["rank"], event["error"]))
 
+    def asked_to_end(self, child: Child) -> None:
+        """From here on an end by SIGTERM is what was asked for: the peer had not begun yet."""
+        self._asked.add(self._children.index(child))
+
+    def look(self) -> None:
+        """Note who has ended badly."""
+        for rank, child in enumerate(self._children):
+            status = child.poll()
+            if status and not (rank in self._asked and status in _ENDED_EARLY):
+                self._ended.setdefault(rank, status)
+
     def any(self) -> bool:
         """Whether a peer said that it failed, or ended without success."""
-        return bool(self._told) or any(child.poll() not in (None, 0) for child in self._children)
+        return bool(self._told or self._ended)
 
     def sentence(self) -> str | None:
         """The first failure that was told; else how the first process ended that did not succeed."""
         if self._told:
             rank, error = self._told[0]
             return f"peer {rank}: {error}"
-        for rank, child in enumerate(self._children):
-            if status := child.poll():
-                how = f"was killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
-                said = child.log_tail()
-                return f"peer {rank} {how}" + (f"; its log ends with: {said}" if said else "; its log is empty")
+        for rank, status in self._ended.items():
+            how = f"was killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+            said = self._children[rank].log_tail()
+            return f"peer {rank} {how}" + (f"; its log ends with: {said}" if said else "; its log is empty")
         return None

@@ -72,7 +72,10 @@ class Workload:
                 blob = Path(config.init_from).read_bytes()
             except OSError as error:
                 raise ModelError(f"init_from: {config.init_from} cannot be read ({error.strerror})") from error
-            tensors.load(model, layout, *tensors.from_safetensors(layout, blob))
+            try:
+                tensors.load(model, layout, *tensors.from_safetensors(layout, blob))
+            except ModelError as error:
+                raise ModelError(f"init_from: {config.init_from}: {error}") from error
         return cls(prepared=prepared, spec=spec, layout=layout, model=model)
 
 
@@ -119,14 +122,14 @@ def train_local(
             digest = _keep(config, folder, dataset)
             with ExitStack() as stack:
                 try:
-                    cloud, stays = _cloud(stack, folder, observer)
+                    cloud, stays = _cloud(stack, resolved, folder, observer)
                     session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
                     if stays:
                         stack.callback(session.remove)
                     session.provide()
                     interrupts.end_in_order()
                     error = session.train(stack, interrupts)
-                    summary = session.finish(started, error)
+                    summary = session.finish(started, error, interrupts.wanted)
                 finally:
                     interrupts.close()
         except (KeyboardInterrupt, PeerlessError) as cause:
@@ -163,9 +166,10 @@ def _tell_in_folder(folder: RunFolder, run: str, config: RunConfig, seconds: flo
         peak_memory_bytes=None,
         seconds_total=seconds,
         error=None if interrupted else str(cause),
+        interrupted=interrupted,
     )
     with contextlib.suppress(PeerlessError):  # the folder itself may be what failed
-        folder.write_summary({**summary, "reason": "interrupted" if interrupted else "failed"})
+        folder.write_summary(summary)
 
 
 class _Session:
@@ -237,7 +241,7 @@ class _Session:
         self._broken = self._broken or next(iter(self._cloud.failures()), None)
         return self._broken
 
-    def finish(self, started: float, error: str | None) -> dict[str, Any]:
+    def finish(self, started: float, error: str | None, interrupted: bool) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
         # After a failure the best weights so far are kept where they can be had; the failure is what gets told.
         unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
@@ -263,6 +267,7 @@ class _Session:
             peak_memory_bytes=self._memory.peak_bytes,
             seconds_total=self._clock.monotonic() - started,
             error=error,
+            interrupted=interrupted,
         )
         self._folder.write_summary(summary)
         return summary
@@ -317,10 +322,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cloud(stack: ExitStack, folder: RunFolder, observer: Observer) -> tuple[LocalCloud, bool]:
+def _cloud(stack: ExitStack, config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[LocalCloud, bool]:
     """The cloud that `peerless local up` keeps running here, or one for this run alone; and whether it stays."""
+    broker = config.exchange.transport == "rabbitmq"
     if LocalCloud.status(LOCAL_FOLDER)["state"] == "running":
         observer.note("using the servers of `peerless local up`")
-        return LocalCloud.attach(LOCAL_FOLDER), True
-    observer.note("starting local AWS, RabbitMQ and the Lambda service")
-    return stack.enter_context(LocalCloud.start(folder.path, log=observer.note)), False
+        given = os.environ.get("PEERLESS_BROKER_URL", "").strip() if broker else ""
+        return LocalCloud.attach(LOCAL_FOLDER, broker_url=given or None), True
+    observer.note(f"starting local AWS{', RabbitMQ' if broker else ''} and the Lambda service")
+    return stack.enter_context(LocalCloud.start(folder.path, broker=broker, log=observer.note)), False

@@ -78,10 +78,11 @@ def summarise(
     peak_memory_bytes: int | None,
     seconds_total: float,
     error: str | None,
+    interrupted: bool = False,
 ) -> dict[str, Any]:
     """The content of summary.json; every figure is measured, and null where nothing was.
 
-    `rounds_told` is how far the run came by its events, for a run that left no reports.
+    `rounds_told` is how far the run came by its events, for a run that left no reports; `interrupted` says why it did.
     """
     whole = [report for report in reports if report.error is None]
     lost = sorted(set(range(config.peers)) - {report.rank for report in whole})
@@ -97,7 +98,7 @@ def summarise(
         "lost_ranks": lost,
         "rounds": max((report.rounds for report in reports), default=rounds_told),
         "epochs": max((report.epochs for report in reports), default=0),
-        "reason": "failed" if error else (reasons[0] if reasons else "failed"),
+        "reason": "failed" if error else next(iter(reasons), "interrupted" if interrupted else "failed"),
         "error": error,
         "test_accuracy": model.test_accuracy if model else None,
         "test_loss": model.test_loss if model else None,

@@ -123,6 +123,20 @@ def test_peers_whose_server_is_gone_are_killed_after_a_few_seconds(tmp_path: Pat
     assert BROKEN_SECONDS <= clock.monotonic() - began < BROKEN_SECONDS + 1
 
 
+@pytest.mark.parametrize("status", [143, 130])
+def test_a_peer_that_ends_before_it_has_begun_because_it_was_asked_to_has_not_failed(
+    tmp_path: Path, status: int
+) -> None:
+    early = FakeChild([None])
+    early.terminate = lambda: early.statuses.__setitem__(0, status)  # type: ignore[method-assign]
+    children = [early, FakeChild([None])]
+    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), lambda: True, look) is None  # type: ignore[arg-type]
+    killed = [early, FakeChild([137])]
+    early.statuses = [None]
+    told = follow(killed, tmp_path / "none", Recorder(), FakeClock(), bool, look)  # type: ignore[arg-type]
+    assert told == "peer 1 was killed by signal 9; its log is empty"
+
+
 def test_an_interrupt_passes_through(tmp_path: Path) -> None:
     def at_once() -> bool:
         raise KeyboardInterrupt

@@ -35,7 +35,9 @@ def report(rank: int, **changes: Any) -> PeerReport:
     return PeerReport(**{**values, **changes})
 
 
-def summary(reports: list[PeerReport], error: str | None = None, model: SavedModel | None = None) -> dict[str, Any]:
+def summary(
+    reports: list[PeerReport], error: str | None = None, model: SavedModel | None = None, interrupted: bool = False
+) -> dict[str, Any]:
     return summarise(
         run="r",
         config=RunConfig(peers=2),
@@ -46,6 +48,7 @@ def summary(reports: list[PeerReport], error: str | None = None, model: SavedMod
         peak_memory_bytes=7,
         seconds_total=9.0,
         error=error,
+        interrupted=interrupted,
     )
 
 
@@ -71,6 +74,12 @@ def test_a_peer_without_a_report_or_with_an_error_is_lost() -> None:
     assert (made["peers_lost"], made["lost_ranks"], made["reason"]) == (1, [1], "failed")
     assert set(made["weights_sha256"]) == {"0"}
     assert summary([])["peers_lost"] == 2
+
+
+def test_a_run_that_was_interrupted_before_its_first_round_says_so() -> None:
+    assert summary([], interrupted=True)["reason"] == "interrupted"
+    assert summary([], interrupted=True, error="it burnt")["reason"] == "failed"
+    assert summary([report(0), report(1)], interrupted=True)["reason"] == "epoch_limit", "it had ended by itself"
 
 
 def test_a_failed_run_says_how_far_it_came() -> None:
