@@ -131,6 +131,9 @@ class ExchangeConfig(Section):
 
     codec: Literal["none", "fp16", "qsgd8", "qsgd4"] = "qsgd4"
     """Compression of a peer's averaged gradient."""
+    transport: Literal["rabbitmq", "s3"] = "rabbitmq"
+    """`rabbitmq` announces contributions and records by messages; `s3` needs no broker: peers look into S3 every
+    `poll_seconds`, which is slower and otherwise equal."""
     inline_bytes: Annotated[int, Field(ge=0, le=524_288)] = 262_144
     """Frames up to this size travel inside the message too; larger ones only by their S3 key (claim check)."""
     max_staleness: Annotated[int, Field(ge=0)] = 4

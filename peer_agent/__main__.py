@@ -80,7 +80,8 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     _prepare_process(spec, env)
     events.emit("peer_started", fields={"pid": os.getpid(), "mode": spec.config.mode})
 
-    exchange = open_exchange(env.broker_url, run=spec.run, rank=rank, peers=spec.config.peers, clock=clock)
+    broker_url = env.broker_url if spec.config.exchange.transport == "rabbitmq" else ""
+    exchange = open_exchange(broker_url, run=spec.run, rank=rank, peers=spec.config.peers, clock=clock)
     stack.callback(exchange.close)
     gradients = gradient_service(spec, rank, store=store, endpoint_url=env.endpoint_url, clock=clock)
     stack.callback(gradients.close)

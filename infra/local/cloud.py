@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -53,25 +54,26 @@ class LocalCloud:
         cls,
         folder: Path,
         *,
+        broker: bool = True,
         broker_url: str | None = None,
         log: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
     ) -> LocalCloud:
         """Start all servers side by side; returns when they answer.
 
-        `broker_url` names a broker to use instead of a private one (None: PEERLESS_BROKER_URL, where set). `log` gets
-        a line for the user before anything slow. Raises ConfigError, BrokerUnavailable or LocalStackError; then, and
-        after KeyboardInterrupt, nothing is left running.
+        Without `broker` there is none, and `broker_url` is empty; `broker_url` names one to use instead of a private
+        one (None: PEERLESS_BROKER_URL, where set). `log` gets a line for the user before anything slow. Raises
+        ConfigError, BrokerUnavailable or LocalStackError; then, and after KeyboardInterrupt, nothing is left running.
         """
         check_platform()
         folder = folder.resolve()
         try:
-            return cls._start(folder, broker_url, Starting(clock=clock or SystemClock(), note=log))
+            return cls._start(folder, broker, broker_url, Starting(clock=clock or SystemClock(), note=log))
         except OSError as error:
             raise LocalStackError(f"the local servers cannot be started in {folder}: {error}") from error
 
     @classmethod
-    def _start(cls, folder: Path, broker_url: str | None, starting: Starting) -> LocalCloud:
+    def _start(cls, folder: Path, with_broker: bool, broker_url: str | None, starting: Starting) -> LocalCloud:
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         environ = dict(os.environ)
@@ -79,7 +81,11 @@ class LocalCloud:
             environ["PEERLESS_BROKER_URL"] = broker_url
         with ThreadPoolExecutor(3, thread_name_prefix="local-cloud") as pool:
             aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting)
-            broker = pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
+            broker = (
+                pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
+                if with_broker
+                else pool.submit(Broker, "", "", "not wanted", None)
+            )
             service = pool.submit(_start_lambda_service, folder, starting)
             starts: list[Future[Any]] = [service, aws, broker]
             try:
@@ -279,12 +285,21 @@ class LocalCloud:
         return cls.status(folder)
 
     @classmethod
-    def attach(cls, folder: Path) -> LocalCloud:
-        """The servers that `up` started; `stop` leaves them running. Raises LocalStackError where there are none."""
+    def attach(cls, folder: Path, *, broker_url: str | None = None) -> LocalCloud:
+        """The servers that `up` started; `stop` leaves them running. `broker_url` names a broker to use instead.
+
+        Raises LocalStackError where there are none, ConfigError or BrokerUnavailable for a `broker_url` of no use.
+        """
         state = State.read(folder) if detached.is_running(folder) else None
         if state is None:
             raise LocalStackError(f"no local servers run in {folder}; start them with `peerless local up`")
-        return cls(state.endpoints, {})
+        endpoints = state.endpoints
+        if broker_url is not None and broker_url != endpoints.broker_url:
+            given = rabbitmq.check_given(broker_url)
+            endpoints = replace(
+                endpoints, broker_url=given.url, broker_address=given.address, broker_origin=given.origin
+            )
+        return cls(endpoints, {})
 
     @classmethod
     def status(cls, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     hashes = set(summary["weights_sha256"].values())
     same = "the same on all peers" if len(hashes) == 1 else f"{len(hashes)} different ones"
     rows = {
-        "ended by": f"{summary['reason']}, after {summary['rounds']} rounds ({summary['epochs']:.2f} epochs)",
+        "ended by": f"{summary['reason']}, after {summary['rounds']} rounds ({summary['epochs']} whole epochs)",
         "peers": f"{summary['peers']} ({summary['mode']}), {summary['peers_lost']} lost",
         "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
         "final weights": f"{next(iter(sorted(hashes)))[:16]}… ({same})" if hashes else "none",

@@ -71,31 +71,12 @@ def alive(processes: list[psutil.Process]) -> list[str]:
     return [str(process) for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "named"),
-    [
-        (["--set", "optimiser.lr=1"], 2, "unknown key optimiser; did you mean optimizer?"),
-        (["--set", "data.path=absent.npz"], 2, "absent.npz is missing"),
-        (["--peers", "900"], 2, "900 peers"),
-        (["--set", "model=nowhere:Net"], 2, "nowhere"),
-        (["--set", "init_from=absent.safetensors"], 2, "absent.safetensors"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_starts(
-    workplace: Workplace, arguments: list[str], status: int, named: str
-) -> None:
-    done = workplace.peerless("train", "config.toml", "--local", "--run-dir", "mistake", *arguments)
-    assert done.returncode == status
-    assert named in sentence(done)
-    assert not (workplace.path / "mistake").exists()
-
-
-def test_a_used_run_folder_is_refused(workplace: Workplace) -> None:
-    (workplace.path / "used").mkdir(exist_ok=True)
-    (workplace.path / "used" / "file").touch()
-    done = workplace.peerless("train", "config.toml", "--local", "--run-dir", "used")
+def test_a_mistake_is_told_before_anything_starts(workplace: Workplace) -> None:
+    """Others are in tests/functional/test_cli_mistakes.py, without a process of their own."""
+    done = workplace.peerless("train", "config.toml", "--local", "--run-dir", "mistake", "--set", "optimiser.lr=1")
     assert done.returncode == 2
-    assert "used: the run folder exists and is not empty" in sentence(done)
+    assert "unknown key optimiser; did you mean optimizer?" in sentence(done)
+    assert not (workplace.path / "mistake").exists()
 
 
 def test_a_corrupt_data_file_is_told(lonely_workplace: Workplace) -> None:

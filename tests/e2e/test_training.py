@@ -72,6 +72,18 @@ def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
     assert made["test_accuracy"] > 0.9
 
 
+def test_s3_alone_gives_the_same_weights_without_a_broker(first: dict, lonely_workplace: Workplace) -> None:
+    settings = ["exchange.transport=s3", "exchange.poll_seconds=0.2", "compute.service=local"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    made = lonely_workplace.train(*arguments, run_dir="alone")
+    assert made["rounds"] == first["rounds"]
+    assert len(set(made["weights_sha256"].values())) == 1
+    assert made["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-4)
+    logs = {path.name for path in (lonely_workplace.path / "alone" / "logs").iterdir()}
+    assert "ministack.log" in logs
+    assert "rabbitmq.log" not in logs, "no broker was started"
+
+
 def test_a_script_trains_its_own_model_on_its_own_data(workplace: Workplace) -> None:
     (workplace.path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

@@ -209,6 +209,14 @@ def test_a_server_that_dies_is_told(tmp_path: Path, broker_url: str) -> None:
             cloud.check()
 
 
+def test_without_a_broker_none_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("PEERLESS_BROKER_URL", f"amqp://me:secret@127.0.0.1:{port}/")
+    with LocalCloud.start(tmp_path, broker=False) as cloud:
+        assert sorted(cloud.children) == ["Lambda service", "MiniStack"]
+        assert cloud.environment({})["PEERLESS_BROKER_URL"] == ""
+
+
 @pytest.fixture
 def given_broker(monkeypatch: pytest.MonkeyPatch, broker_url: str) -> None:
     """Detached servers use the session's broker, to start sooner."""
@@ -229,6 +237,10 @@ def test_detached_servers_stay_until_they_are_taken_down(tmp_path: Path, unique:
         with LocalCloud.attach(tmp_path) as cloud:
             cloud.register_function(unique, handler="json.dumps", workers=1, timeout_seconds=5, memory_mb=128)
         assert LocalCloud.status(tmp_path)["state"] == "running"
+        alias = LocalCloud.attach(tmp_path).broker_url.replace("127.0.0.1", "localhost")
+        assert LocalCloud.attach(tmp_path, broker_url=alias).environment()["PEERLESS_BROKER_URL"] == alias
+        with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1 "):
+            LocalCloud.attach(tmp_path, broker_url="amqp://127.0.0.1:1/")
         supervisor = psutil.Process(int((tmp_path / "lock").read_text()))
         assert supervisor.ppid() != os.getpid()
         processes = [supervisor, *supervisor.children(recursive=True)]
