@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import psutil
-import pytest
 
 from contract.clock import SystemClock
 from tests.e2e.conftest import Workplace
