@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class _Entry:
 
 
 def read_image_folder(folder: Path, test_folder: Path | None = None, image_size: int = 0) -> Dataset:
-    """Read `folder/<class>/<image>`; train_x is (N, 1 or 3, H, W) uint8.
+    """Read `folder/<class>/…/<image>`, at any depth; train_x is (N, 1 or 3, H, W) uint8.
 
     One channel where every image is grayscale, else three. `image_size` > 0 resizes (bilinear, to a square); without
     it all images must have one size. `test_folder` has the same classes, or some of them. Files without an image's
@@ -64,6 +64,17 @@ def _listed(folder: Path) -> list[Path]:
         raise DataError(f"{folder} is no folder that can be read ({error.strerror or error})") from error
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in its subfolders, in the order of their paths; what is hidden is passed over."""
+    for path in _listed(folder):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
 def _entries(folder: Path, names: Sequence[str]) -> list[_Entry]:
     """Headers only: sizes and modes have to be known before memory is set aside for the pixels."""
     unknown = [name for name in _class_names(folder) if name not in names]
@@ -73,8 +84,8 @@ def _entries(folder: Path, names: Sequence[str]) -> list[_Entry]:
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
             continue
-        for path in _listed(folder / name):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+        for path in _files(folder / name):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
                 with _open(path) as image:
                     if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
                         raise DataError(

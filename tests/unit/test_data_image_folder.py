@@ -41,6 +41,17 @@ def test_classes_come_in_the_order_of_their_names(tmp_path):
     assert dataset.test_x is None
 
 
+def test_images_in_subfolders_of_a_class_belong_to_it(tmp_path):
+    paint(tmp_path / "cat" / "2.png", gray(30))
+    paint(tmp_path / "cat" / "1" / "deep" / "9.png", gray(20))
+    paint(tmp_path / "cat" / ".thumbnails" / "1.png", gray(1))
+    paint(tmp_path / "dog" / "only" / "1.png", gray(10))
+    dataset = read_image_folder(tmp_path)
+    assert dataset.names == ("cat", "dog")
+    np.testing.assert_array_equal(dataset.train_x[:, 0, 0, 0], [20, 30, 10])
+    np.testing.assert_array_equal(dataset.train_y, [0, 0, 1])
+
+
 def test_one_colour_image_makes_all_of_them_colour(tmp_path):
     paint(tmp_path / "a" / "1.png", gray(9))
     paint(tmp_path / "b" / "1.png", colour(1, 2, 3))
