@@ -55,6 +55,7 @@ def test_the_instance_based_baseline_reaches_the_same(first: dict, workplace: Wo
     assert made["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.slow  # three whole runs; tests/integration/test_compute_on_cloud.py compares the gradients
 def test_every_form_of_the_state_machine_gives_the_same_weights(workplace: Workplace) -> None:
     sizes = ["--peers", "2", "--set", "batches_per_round=3", "--set", "epochs=1"]
     made = {

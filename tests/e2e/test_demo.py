@@ -1,0 +1,65 @@
+"""The demo as `make demo` runs it, and what it must reach on two cores; the round benchmark with its own checks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Workplace
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def demo(folder: Path) -> dict[str, Any]:
+    """Train examples/mnist.toml in `folder`, servers included; gives the summary."""
+    place = Workplace(folder)
+    done = place.peerless(
+        "train", str(ROOT / "examples/mnist.toml"), "--local", "--json", "--run-dir", "run", timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return demo(tmp_path_factory.mktemp("demo"))
+
+
+def test_the_demo_reaches_its_figures(first: dict[str, Any]) -> None:
+    assert first["test_accuracy"] >= 0.97
+    assert first["seconds_training"] <= 150
+    assert first["seconds_total"] - first["seconds_training"] <= 60
+    assert first["peak_memory_bytes"] <= 6e9
+    assert first["compression_ratio"] >= 7
+    assert len(set(first["weights_sha256"].values())) == 1
+    assert list(first["weights_sha256"]) == ["0", "1", "2", "3"]
+    assert first["peers_lost"] == 0
+    assert first["frames_rejected"] == {}
+    assert first["lambda_invocations"] == first["lambda_service"]["invocations"] == 4 * 108 * 2
+
+
+def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], tmp_path: Path) -> None:
+    again = demo(tmp_path)
+    assert again["weights_sha256"] == first["weights_sha256"]
+    assert again["model_sha256"] == first["model_sha256"]
+    assert again["test_accuracy"] == first["test_accuracy"]
+
+
+def test_the_round_benchmark_finds_equal_work_on_both_sides() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "round"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = {figure["name"]: figure["value"] for figure in json.loads(done.stdout)["results"]}
+    assert figures["invocations_over_batches"] == 1
+    assert {"round_over_bare_torch", "seconds_per_round", "seconds_compute"} <= set(figures)
