@@ -41,13 +41,16 @@ class Functions:
         self._lock = threading.Lock()
         self._functions: dict[str, Function] = {}
         self._started = 0
+        self._closed = False
 
     def register(self, spec: FunctionSpec) -> Function:
-        """Add a function, or replace the one of that name, and start its workers."""
+        """Add a function, or replace the one of that name, and start its workers; none any more after `close`."""
         function = Function(spec, self._worker, self._clock)
         with self._lock:
             old = self._functions.get(spec.name)
             self._functions[spec.name] = function
+            if self._closed:  # a request that came in while the service ends must not leave workers behind
+                function.close()
         if old is not None:
             old.close()
         function.prewarm()
@@ -73,6 +76,9 @@ class Functions:
         return function is not None
 
     def close(self) -> None:
+        """End all workers, for good."""
+        with self._lock:
+            self._closed = True
         for function in self.all():
             function.close()
 

@@ -132,7 +132,7 @@ def train_local(
                     summary = session.finish(started, error, interrupts.wanted)
                 finally:
                     interrupts.close()
-        except (KeyboardInterrupt, PeerlessError) as cause:
+        except BaseException as cause:
             interrupts.close()
             _tell_in_folder(folder, run, resolved, clock.monotonic() - started, cause)
             raise

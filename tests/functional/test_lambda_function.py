@@ -6,10 +6,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from infra.local.lambda_function import PAYLOAD_LIMIT_BYTES, Function, FunctionSpec, Invocation, Outcome
+from infra.local.lambda_service import Functions
 from tests.fakes.clock import FakeClock
 
 
@@ -272,3 +274,12 @@ def test_closing_ends_workers_and_fails_everyone(bench: Bench) -> None:
     assert bench.function.next(worker) is None
     bench.function.exited(worker, "signal: killed")
     assert len(bench.workers) == 1
+
+
+def test_a_function_that_comes_while_the_service_ends_gets_no_workers(tmp_path: Path) -> None:
+    functions = Functions(tmp_path, FakeClock())
+    functions.close()
+    spec = FunctionSpec(name="late", handler="m.h", workers=2, timeout_seconds=60, memory_mb=128)
+    late = functions.register(spec)
+    assert late.describe()["counters"]["workers_started"] == 0
+    assert late.invoke(b"1").error == "ResourceNotFoundException"
