@@ -46,21 +46,28 @@ class Update:
     def step(self, headers: Sequence[FrameHeader], frames: Iterable[Frame]) -> str:
         """Average `frames`, which come one by one in the order of `headers`, take a step, and return the new hash.
 
-        Raises CorruptObject and NonFiniteGradient; nothing has changed then.
+        Beside weights and optimizer state this takes the memory of the mean and of one frame, whatever their number
+        (invariant 12). Raises CorruptObject and NonFiniteGradient; nothing has changed then.
         """
-        mean = WeightedMean(self._layout, sum(header.samples for header in headers))
-        for frame in frames:
-            buffers = unpack_buffers(self._layout, frame.buffers)
-            mean.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
-        gradient, buffers = mean.result(self.buffers)
+        gradient, buffers = self._mean(sum(header.samples for header in headers), frames)
         self._parameter.grad = torch.from_numpy(gradient)
         self.optimizer.step()
         self._parameter.grad = None
+        del gradient
         with torch.no_grad():  # the one flat parameter decays as a whole, frozen parts included
             for part in self._layout.frozen:
                 self._parameter[part] = torch.from_numpy(self.flat[part])
         self._take(self._parameter.detach().numpy().copy(), buffers)
         return self.weights_sha256
+
+    def _mean(self, samples: int, frames: Iterable[Frame]) -> tuple[NDArray[np.float32], Buffers]:
+        """Gradient (n,) and buffers, weighted by samples, of which there are `samples` in all."""
+        mean = WeightedMean(self._layout, samples)
+        for frame in frames:
+            buffers = unpack_buffers(self._layout, frame.buffers)
+            mean.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
+            del frame  # before the next one is read
+        return mean.result(self.buffers)
 
     def adopt(self, flat: NDArray[np.float32], buffers: Buffers) -> None:
         """Go on from these weights; the optimizer's state stays this peer's own."""

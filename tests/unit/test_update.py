@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -130,6 +132,40 @@ def test_adopted_weights_are_where_the_next_step_starts() -> None:
     one = frame(layout, np.ones(layout.elements, np.float32), update.buffers, 1, 0)
     update.step([one.header], [one])
     np.testing.assert_array_equal(update.flat, recorded - np.float32(0.5))
+
+
+@pytest.mark.parametrize(("name", "models"), [("none", 2.0), ("qsgd4", 1.3)])
+def test_memory_while_averaging_does_not_depend_on_the_number_of_contributions(name: str, models: float) -> None:
+    """Measured by tracemalloc, which sees NumPy's memory: the mean, one frame, then the new weights in their place."""
+    plain = nn.Linear(1024, 1024, bias=False)
+    layout = Layout.of(plain)
+    size = layout.elements * 4
+    payload = codec(name).encode(random_gradient(layout, 0), 0)
+
+    def frames(headers: list[FrameHeader]) -> Iterator[Frame]:
+        for header in headers:
+            yield wire.decode(wire.encode(header, payload), expected_elements=layout.elements, expected_buffers_bytes=0)
+
+    def peak(contributions: int) -> int:
+        update = Update(layout, flatten(plain, layout), {}, OptimizerConfig())
+        headers = [
+            FrameHeader(
+                kind=Kind.UPDATE, run="run", round=0, base_round=0, base_weights="0" * 64, rank=rank, incarnation=1,
+                samples=1, codec=name, seed=0, elements=layout.elements,
+            )
+            for rank in range(contributions)
+        ]  # fmt: skip
+        tracemalloc.start(1)
+        try:
+            update.step(headers, frames(headers))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is imported at the first use does not count
+    few, many = peak(2), peak(12)
+    assert many < few + 0.05 * size
+    assert models * size < many < (models + 0.3) * size
 
 
 def test_samples_that_do_not_add_up_change_nothing() -> None:
