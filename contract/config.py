@@ -60,8 +60,9 @@ class DataConfig(Section):
     preprocess: tuple[Literal["min_max", "standardise", "normalise"], ...] = ("min_max", "standardise")
     """Steps in order: `min_max` to [0, 1], `standardise` to mean 0 and deviation 1 (both with the training set's
     statistics, per channel), `normalise` each sample to unit L2 norm."""
-    validation_samples: Annotated[int, Field(ge=1)] = 5_000
-    """Samples kept apart from the training set for validation; never from the test set."""
+    validation_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples kept apart from the training set for validation, never from the test set; 0 keeps a tenth, but no more
+    than 5,000."""
     train_samples: Annotated[int, Field(ge=0)] = 0
     """Use only so many training samples (drawn by `seed`); 0 uses all."""
     partition: Literal["iid", "label_shards"] = "iid"
@@ -182,7 +183,7 @@ class RunConfig(Section):
     init_from: str = ""
     """A safetensors file with the initial weights; empty initialises from `seed`."""
     loss: Literal["cross_entropy", "nll"] = "cross_entropy"
-    """Loss, averaged over the samples of a batch."""
+    """Loss, averaged over the samples of a batch: `cross_entropy` of logits, `nll` of log-probabilities."""
     data: DataConfig = DataConfig()
     """Data."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -22,6 +22,9 @@ from peerless.data.preprocess import Transform, fit
 #: S3's limit for one PUT. The validation set is one object.
 _MOST_OBJECT_BYTES = 5 * 10**9
 
+#: Without data.validation_samples a tenth of the training set is kept apart, but no more than this.
+MOST_VALIDATION_SAMPLES = 5_000
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -127,12 +130,13 @@ def prepare(config: RunConfig, dataset: Dataset) -> Prepared:
         test, remaining = split_off(remaining, test_samples, seed, "test")
     else:
         test = np.arange(len(dataset.test_x), dtype=np.int64)
-    if data.validation_samples >= len(remaining):
+    validation_samples = data.validation_samples or min(max(1, len(remaining) // 10), MOST_VALIDATION_SAMPLES)
+    if validation_samples >= len(remaining):
         raise DataError(
-            f"data.validation_samples is {data.validation_samples}, but {dataset.provenance} has only {len(remaining)} "
+            f"data.validation_samples is {validation_samples}, but {dataset.provenance} has only {len(remaining)} "
             "training samples; lower it"
         )
-    validation, remaining = split_off(remaining, data.validation_samples, seed, "validation")
+    validation, remaining = split_off(remaining, validation_samples, seed, "validation")
     if data.train_samples > len(remaining):
         raise DataError(
             f"data.train_samples is {data.train_samples}, but only {len(remaining)} samples are left beside "

@@ -10,19 +10,15 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from contract import models, tensors
+from contract import tensors
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import LocalStackError, ModelError, PeerlessError, RunFailed
-from contract.modelspec import ModelSpec
+from contract.errors import LocalStackError, PeerlessError, RunFailed
 from contract.records import PeerReport
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
@@ -35,8 +31,8 @@ from peerless.launch.interrupts import Interrupts
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
+from peerless.launch.workload import Workload, batches_per_round, resolve_mode
 from peerless.report.progress import Observer
-from statemachines import choose_mode
 
 #: Where `peerless local up` keeps its state, relative to the working directory.
 LOCAL_FOLDER = Path(".peerless/local")
@@ -49,48 +45,6 @@ class Outcome:
     run: str
     folder: RunFolder
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is to be trained: the model with its initial weights, and the data divided among the peers."""
-
-    prepared: data.Prepared
-    spec: ModelSpec
-    layout: tensors.Layout
-    model: torch.nn.Module
-
-    @classmethod
-    def of(cls, config: RunConfig, log: Callable[[str], None], dataset: data.Dataset | None = None) -> Workload:
-        """Read the data (`dataset` instead, if given) and build the model. Raises DataError, ModelError."""
-        prepared = data.prepare(config, data.load(config.data, log=log) if dataset is None else dataset)
-        spec = prepared.model_spec(config)
-        model = models.initial_weights(spec, config.seed)
-        layout = tensors.Layout.of(model)
-        if config.init_from:
-            try:
-                blob = Path(config.init_from).read_bytes()
-            except OSError as error:
-                raise ModelError(f"init_from: {config.init_from} cannot be read ({error.strerror})") from error
-            try:
-                tensors.load(model, layout, *tensors.from_safetensors(layout, blob))
-            except ModelError as error:
-                raise ModelError(f"init_from: {config.init_from}: {error}") from error
-        return cls(prepared=prepared, spec=spec, layout=layout, model=model)
-
-
-def batches_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The most batches of one round, by rank."""
-    return tuple(min(count, config.batches_per_round or count) for count in batches)
-
-
-def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
-    """Replace `compute.state_machine = auto` by the form that fits, for peers to know. Raises ConfigError."""
-    if config.compute.service == "local":
-        return config
-    mode = choose_mode(config.compute.state_machine, max(batches_per_round(config, batches)))
-    compute = config.compute.model_copy(update={"state_machine": mode.value})
-    return config.model_copy(update={"compute": compute})
 
 
 def train_local(
@@ -251,8 +205,9 @@ class _Session:
         counters: dict[str, Any] = {}
         with unless_failed():
             reports = result.read_reports(store, self._places, self._config.peers)
-            tests = self._work.prepared.test_batches()
-            model = result.fetch_model(store, self._places, self._work.spec, reports, self._config.loss, tests)
+            if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
+                tests = self._work.prepared.test_batches()
+                model = result.fetch_model(store, self._places, self._work.spec, reports, self._config.loss, tests)
         if model is not None:
             self._folder.write(self._folder.model, model.safetensors)
         with unless_failed():

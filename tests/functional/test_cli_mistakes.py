@@ -20,6 +20,7 @@ from tests.e2e.conftest import make_workplace
         (["--set", "model=nowhere:Net"], "nowhere"),
         (["--set", "init_from=absent.safetensors"], "absent.safetensors"),
         (["--set", "init_from=config.toml"], "config.toml: the initial weights are not a readable safetensors file"),
+        (["--set", "loss=nll"], "loss is nll, which takes log-probabilities, but the model mlp gives logits"),
         (["--set", 'code.include=["absent.py"]'], "absent.py"),
         (["--run-dir", "used"], "used: the run folder exists and is not empty"),
     ],

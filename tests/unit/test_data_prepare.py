@@ -67,6 +67,17 @@ def test_partitions_validation_and_test_share_no_sample_and_lose_none(partition,
     assert prepared.samples == ((100, 50, 25, 25) if test else (88, 44, 22, 22))
 
 
+@pytest.mark.parametrize(("samples", "kept"), [(200, 20), (9, 1), (70_000, 5_000)])
+def test_validation_keeps_a_tenth_apart_unless_told_otherwise(samples, kept):
+    x = np.zeros((samples, 1), np.float32)
+    y = np.zeros(samples, np.int64)
+    dataset = Dataset(
+        train_x=x, train_y=y, test_x=x[:1], test_y=y[:1], classes=1, names=(), provenance="zeros"
+    )  # fmt: skip
+    prepared = prepare(RunConfig(peers=2, data={"preprocess": []}), dataset)
+    assert (len(prepared.validation), sum(prepared.samples)) == (kept, samples - kept)
+
+
 def test_the_remainder_is_the_last_batch():
     prepared = prepare(config(peers=3, batch_size=16), numbered())
     assert prepared.samples == (67, 67, 66)
