@@ -27,7 +27,7 @@ from benchmarks.reporting import Figure, cores
 from contract.clock import SystemClock
 from contract.config import RunConfig
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
-from peerless.launch.local import Workload
+from peerless.launch.workload import Workload
 from peerless.launch.resources import places_for
 from peerless.report.progress import Lines
 

@@ -13,7 +13,7 @@ from contract.codec import codec
 from contract.runspec import rounds_per_epoch
 from peerless.data import Prepared
 from peerless.launch import shipping
-from peerless.launch.local import Workload, resolve_mode
+from peerless.launch.workload import Workload, resolve_mode
 
 
 def preview(path: Path, overrides: Sequence[str], log: Callable[[str], None]) -> dict[str, Any]:
