@@ -6,7 +6,7 @@ Each action returns the events that answer its command. Nothing in here decides 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +224,7 @@ class Actions:
         self.reception.begin(own.round)
         return [s.ContributionHeld(header)]
 
-    def hold(self, header: FrameHeader, body: bytes, sender: int | None) -> Iterable[s.Event]:
+    def hold(self, header: FrameHeader, body: bytes, sender: int | None) -> Sequence[s.Event]:
         """Spool a frame that fits; one that S3 turns out not to hold as announced is rejected after all."""
         try:
             frame_bytes = self.contributions.keep(header, body)

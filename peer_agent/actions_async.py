@@ -52,6 +52,14 @@ class AsyncActions(Actions):
             case _:
                 return super().execute(command)
 
+    def hold(self, header: FrameHeader, body: bytes, sender: int | None) -> Sequence[s.Event]:
+        """Keep a frame in place of its sender's earlier one: a fast sender must not fill the disk of a slow peer."""
+        answers = super().hold(header, body, sender)
+        if answers:
+            others = (known.digest for known in self.machine.latest if known.rank != header.rank)
+            self.spool.retain({header.digest, *others})
+        return answers
+
     def _find_latest(self, known: Sequence[tuple[MemberRef, int]]) -> Iterable[s.Event]:
         for member, round in self.contributions.latest(known):
             try:

@@ -12,7 +12,7 @@ frame's; a frame from ahead has none. Whoever first reaches an end writes the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -93,6 +93,11 @@ class AsyncMachine:
     def waiting(self) -> object:
         """What this peer waits for; looks into S3 are counted from its last change. Here they are just periodic."""
         return self.phase is Phase.JOINING
+
+    @property
+    def latest(self) -> Iterable[FrameHeader]:
+        """The frames that the next average may use."""
+        return self._latest.values()
 
     def _started(self, _: s.Started) -> Iterator[s.Command]:
         if self.roster.missing:

@@ -17,20 +17,20 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="peerless-spool-", dir=folder)
-        self._folder = Path(self._temporary.name)
+        self.folder = Path(self._temporary.name)
         self._rounds: dict[str, int] = {}  # by digest
 
     def keep(self, header: FrameHeader, frame: bytes) -> None:
         """Write a checked frame; one that is there already is left alone."""
         if header.digest not in self._rounds:
-            (self._folder / header.digest).write_bytes(frame)
+            (self.folder / header.digest).write_bytes(frame)
             self._rounds[header.digest] = header.round
 
     def read(self, header: FrameHeader) -> bytes:
         """The frame's bytes. Raises KeyError for one that was never kept."""
         if header.digest not in self._rounds:
             raise KeyError(f"no frame {header.digest} in the spool")
-        return (self._folder / header.digest).read_bytes()
+        return (self.folder / header.digest).read_bytes()
 
     def forget_through(self, round: int) -> None:
         """Drop the frames of `round` and before."""
@@ -47,4 +47,4 @@ class Spool:
     def _drop(self, digests: Collection[str]) -> None:
         for digest in digests:
             del self._rounds[digest]
-            (self._folder / digest).unlink(missing_ok=True)
+            (self.folder / digest).unlink(missing_ok=True)

@@ -112,6 +112,25 @@ def test_weights_in_storage_stay_bounded() -> None:
     cast.close()
 
 
+def test_a_slow_peer_keeps_one_frame_of_each_sender() -> None:
+    """A fast one sends many while a slow one computes: neither memory nor disk may grow with them."""
+    cast = Cast(configuration(epochs=8), (24, 24, 24))
+    slow = cast.peers[2].runner
+    finished, slow.ports.background.finished = slow.ports.background.finished, lambda timeout_seconds: []  # type: ignore[method-assign]
+    most = 0
+
+    def look(turn: int) -> None:
+        nonlocal most
+        if turn == 20:
+            slow.ports.background.finished = finished  # type: ignore[method-assign]
+        most = max(most, *(len(list(peer.actions.spool.folder.iterdir())) for peer in cast.peers))
+
+    cast.play(each_turn=look)
+    assert cast.reports()[0].rounds > 10
+    assert most == 3
+    cast.close()
+
+
 def test_training_learns() -> None:
     config = configuration(epochs=6, optimizer={"lr": 0.3, "momentum": 0.5}, exchange={"codec": "qsgd8"})
     cast = Cast(config, (48, 40, 32), gradients=TorchGradients)

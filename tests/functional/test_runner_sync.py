@@ -159,6 +159,20 @@ def test_s3_alone_carries_a_run_to_the_same_weights() -> None:
     assert all(peer.exchange.counts.messages_received == 0 for peer in cast.peers)
 
 
+def test_s3_alone_carries_early_stopping_and_claim_checks_too() -> None:
+    config = configuration(
+        epochs=40, validate_every=2, early_stopping={"patience": 2}, optimizer={"lr": 0.9},
+        exchange=exchange(codec="qsgd4", inline_bytes=0),
+    )  # fmt: skip
+    with_messages, alone = play(config), play(config, broker=False)
+    for cast in (with_messages, alone):
+        assert {r.reason for r in cast.reports()} == {"early_stopping"}
+        assert len({(r.rounds, r.weights_sha256, r.model_sha256) for r in cast.reports()}) == 1
+        assert all(r.frames_rejected == {} for r in cast.reports())
+    assert alone.reports()[0].weights_sha256 == with_messages.reports()[0].weights_sha256
+    assert alone.reports()[0].model_sha256 == with_messages.reports()[0].model_sha256
+
+
 def test_frames_found_in_s3_are_spooled_one_by_one() -> None:
     """Memory must not grow with the number of peers (invariant 12)."""
     cast = Cast(configuration(peers=6), (24,) * 6, broker=False)
@@ -432,6 +446,29 @@ def test_a_process_whose_rank_is_taken_over_before_the_start_stops_and_its_succe
         ("epoch_limit", 2, 1),
     ]
     first.actions.close()
+    cast.close()
+
+
+@pytest.mark.parametrize("broker", [True, False])
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_of_two_processes_with_one_rank_one_trains_and_the_other_stops(turn: int, broker: bool) -> None:
+    """The first one goes on as if nothing had happened, as a process does that was stopped and continued."""
+    cast = Cast(configuration(), (24, 24, 12), broker=broker)
+
+    def take_over(now: int) -> None:
+        if now == turn:
+            cast.peers.append(cast.add(1, "peer-1"))
+            cast.advance(3, cast.peers[3].runner.start)
+
+    cast.play(each_turn=take_over)
+    twins = [cast.peers[1], cast.peers[3]]
+    assert sorted(type(twin.error) for twin in twins if twin.error) == [Superseded]
+    (kept,) = (twin.report for twin in twins if twin.report)
+    assert kept is not None
+    assert {(r.reason, r.weights_sha256) for r in cast.reports()} == {("epoch_limit", kept.weights_sha256)}
+    assert {ref for c in commits(cast) for ref in c.members if ref.rank == 1} == {
+        membership.MemberRef(rank=1, incarnation=kept.incarnation)
+    }
     cast.close()
 
 
