@@ -8,6 +8,7 @@ import sys
 #: Name of a benchmark -> what it measures. Each is a module here with `run() -> list[Figure]`.
 BENCHMARKS = {
     "round": "seconds per round by stage, and a round against bare torch doing the same batches on the same cores",
+    "demo": "the demo's accuracy, seconds, memory and compression, against what they must be",
 }
 
 

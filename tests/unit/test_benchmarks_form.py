@@ -36,4 +36,4 @@ def test_the_list_names_only_benchmarks_that_exist(capsys: pytest.CaptureFixture
 
 def test_an_unknown_name_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rond"]) == 2
-    assert "rond: there is round" in capsys.readouterr().err
+    assert "rond: there is round, demo" in capsys.readouterr().err
