@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
+from peerless.report import streams
 
 app = typer.Typer(
     name="peerless",
@@ -178,6 +179,7 @@ def main() -> None:
     """Entry point of the `peerless` command."""
     if platform.system() not in ("Linux", "Darwin"):
         sys.exit("peerless: Peerless runs on Linux and macOS; on Windows use WSL2")
+    streams.secure()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     sys.exit(guarded(app, debug))

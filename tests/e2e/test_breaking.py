@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 
 from contract.clock import SystemClock
 from tests.e2e.conftest import Workplace
@@ -149,7 +150,42 @@ def test_a_killed_launcher_leaves_nothing_running(lonely_workplace: Workplace) -
     assert len(started) > 8, "servers, workers and peers"
     process.kill()
     process.communicate()
-    wait_for(lambda: not alive(started), f"the end of {len(started)} processes", 75)
+    wait_for(lambda: not alive(started), f"the end of {len(started)} processes", 20)
+
+
+def test_ctrl_c_while_the_servers_start_stops_them(lonely_workplace: Workplace) -> None:
+    command = lonely_workplace.command("train", "config.toml", "--local", "--run-dir", "run")
+    process = subprocess.Popen(
+        command, cwd=lonely_workplace.path, env=lonely_workplace.environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: len(descendants(process)) >= 4, "the first servers", 60)
+    started = descendants(process)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        130,
+        "peerless: interrupted before training began; everything was stopped\n",
+    )
+    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    assert (summary["reason"], summary["rounds"]) == ("interrupted", 0)
+    wait_for(lambda: not alive(started), "the servers to end", 20)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_ends_the_run_within_seconds_and_by_its_name(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace)
+    started = descendants(process)
+    (victim,) = [child for child in started if child.cmdline()[1:3] == ["-m", "ministack"]]
+    victim.kill()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.startswith("peerless: MiniStack ended with status 137 while running")
+    assert len(errors.splitlines()) == 1
+    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    assert summary["reason"] == "failed"
+    assert summary["rounds"] >= 3
+    wait_for(lambda: not alive(started), "the run's processes to end", 20)
 
 
 def _is_peer(process: psutil.Process, rank: int) -> bool:
