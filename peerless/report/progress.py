@@ -151,6 +151,8 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
         parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
         if event.get("validation_loss") is not None:
             parts.append(_validation(event))
+        if not parts:
+            return None  # the closing round of a run that ends early brings neither
         when = f"round {event['round'] + 1} of {rounds}" if event["round"] < rounds else "final weights"
         return f"{when}: {', '.join(parts)}"
     if name == "validated":

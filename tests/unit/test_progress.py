@@ -81,3 +81,7 @@ def test_bars_show_rounds_loss_and_validation_per_peer() -> None:
     assert "loss 0.7500 · validation loss 0.5000" in shown
     assert "5/20" in shown
     assert "loss 0.2500" in shown
+
+
+def test_a_round_with_nothing_to_tell_is_not_told() -> None:
+    assert lines(event("commit", loss=None, validation_loss=None, final=True)) == []
