@@ -27,8 +27,8 @@ from benchmarks.reporting import Figure, cores
 from contract.clock import SystemClock
 from contract.config import RunConfig
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
-from peerless.launch.workload import Workload
 from peerless.launch.resources import places_for
+from peerless.launch.workload import Workload
 from peerless.report.progress import Lines
 
 PEERS, BATCHES, BATCH_SIZE, ROUNDS, WARM = 4, 2, 128, 24, 4
