@@ -55,7 +55,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"peerless: {str(interrupt) or 'interrupted before anything was started'}", file=sys.stderr)
+        print(f"peerless: {str(interrupt) or 'interrupted; what had been started is stopped again'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from interrupt
 
 

@@ -30,6 +30,8 @@ from infra.local.processes import Child, Starting, check_platform, wait_until_re
 from infra.local.rabbitmq import Broker
 
 LAMBDA = "Lambda service"
+#: Some programs look at the one, some at the other; Python at the second first.
+NO_PROXY = ("NO_PROXY", "no_proxy")
 _LAMBDA_READY_SECONDS = 60.0
 _LAMBDA_GRACE_SECONDS = 10.0
 #: MiniStack's limit for one invocation, which counts the wait for a free worker; the Lambda service has the function's.
@@ -172,7 +174,8 @@ class LocalCloud:
 
     def aws_environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """The part of `environment` that concerns AWS: endpoint, region, credentials that mean nothing."""
-        spared = [host for host in (base or {}).get("NO_PROXY", "").split(",") if host]
+        spared = [host for name in NO_PROXY for host in (base or {}).get(name, "").split(",") if host]
+        direct = ",".join(dict.fromkeys([*spared, LOOPBACK, "localhost"]))
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": "local",
@@ -182,7 +185,7 @@ class LocalCloud:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": ",".join(dict.fromkeys([*spared, LOOPBACK, "localhost"])),
+            **dict.fromkeys(NO_PROXY, direct),
         }
 
     def register_function(
@@ -200,7 +203,7 @@ class LocalCloud:
         `handler` is `package.module.function`, run by `workers` processes with AWS's environment and `env` on top; they
         load it while this returns. Raises LocalStackError.
         """
-        environment = {**self.aws_environment(), **(env or {})}
+        environment = {**self.aws_environment(os.environ), **(env or {})}
         self._lambda.register(
             name,
             handler=handler,
@@ -271,12 +274,18 @@ class LocalCloud:
     def up(cls, folder: Path, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Start servers that stay, under a supervisor of their own; gives `status`. Running ones are left as they are.
 
-        Raises as `start` does.
+        Raises as `start` does, and where one of those does not answer.
         """
         check_platform()
         if not detached.is_running(folder):
             detached.launch_supervisor(folder, os.environ, log)
-        return cls.status(folder)
+        status = cls.status(folder)
+        if status["state"] == "failed":
+            raise LocalStackError(
+                f"a server in {folder} does not answer (`peerless local status` says which); "
+                "run `peerless local down`, then `peerless local up`"
+            )
+        return status
 
     @classmethod
     def down(cls, folder: Path, clock: Clock | None = None) -> dict[str, Any]:

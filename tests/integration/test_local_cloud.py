@@ -18,6 +18,7 @@ import pytest
 from contract.errors import BrokerUnavailable, LocalStackError
 from infra.local import ministack, rabbitmq
 from infra.local.cloud import LocalCloud
+from infra.local.detached import State
 from infra.local.ports import free_ports
 from tests.processes import gone, mentioned, wait_for
 
@@ -138,12 +139,15 @@ def test_children_meet_the_local_aws_and_nothing_of_the_user_s(local_cloud: Loca
         "AWS_PROFILE": "production",
         "AWS_ENDPOINT_URL_S3": "https://elsewhere",
         "NO_PROXY": "intranet",
+        "no_proxy": "example.com",
+        "http_proxy": "http://proxy:3128",
     }
     environment = local_cloud.environment(base)
     assert environment["PATH"] == "/bin"
     assert environment["AWS_ENDPOINT_URL"] == local_cloud.endpoint_url
     assert environment["PEERLESS_BROKER_URL"] == local_cloud.broker_url
-    assert environment["NO_PROXY"] == "intranet,127.0.0.1,localhost"
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "intranet,example.com,127.0.0.1,localhost"
+    assert environment["http_proxy"] == "http://proxy:3128"
     assert {"AWS_PROFILE", "AWS_ENDPOINT_URL_S3"}.isdisjoint(environment)
 
 
@@ -259,6 +263,12 @@ def test_servers_go_with_a_killed_supervisor(tmp_path: Path) -> None:
     LocalCloud.up(tmp_path)
     supervisor = psutil.Process(int((tmp_path / "lock").read_text()))
     processes = supervisor.children(recursive=True)
+    state = State.read(tmp_path)
+    assert state is not None
+    os.kill(state.pids[ministack.NAME], signal.SIGKILL)
+    wait_for(lambda: LocalCloud.status(tmp_path)["state"] == "failed")
+    with pytest.raises(LocalStackError, match=r"does not answer.*peerless local down"):
+        LocalCloud.up(tmp_path)
     supervisor.kill()
     wait_for(lambda: gone([supervisor, *processes]))
     assert LocalCloud.status(tmp_path)["state"] == "stopped"
