@@ -21,17 +21,32 @@ from typing import Any
 
 from contract.code import code_digest
 from contract.config import CodeConfig, RunConfig
-from contract.errors import CodeError
+from contract.errors import CodeError, ConfigError
 from peerless.launch.definitions import extract
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", ".ipynb_checkpoints")
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
-    """Make the paths in a configuration absolute; relative ones start from `base`, the configuration's folder."""
+    """Make the paths in a configuration absolute; relative ones start from `base`, the configuration's folder.
+
+    Raises ConfigError for a path that no configuration file can hold.
+    """
 
     def absolute(path: str) -> str:
-        return str((base / Path(path).expanduser()).resolve()) if path else ""
+        if not path:
+            return ""
+        try:
+            found = str((base / Path(path).expanduser()).resolve())
+        except RuntimeError as error:
+            raise ConfigError(f"{path}: there is no such user's home folder") from error
+        try:
+            found.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{found!a}: in this locale the path is not text; set LC_ALL=C.UTF-8, or move the files"
+            ) from error
+        return found
 
     data = config.data.model_copy(
         update={"path": absolute(config.data.path), "test_path": absolute(config.data.test_path)}

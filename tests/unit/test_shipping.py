@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from contract.config import CodeConfig, RunConfig
-from contract.errors import CodeError
+from contract.errors import CodeError, ConfigError
 from peerless.launch import shipping
 
 
@@ -27,6 +27,17 @@ def test_the_bundle_is_a_copy_with_a_digest_of_its_content(tmp_path: Path) -> No
     (package / "__init__.py").write_text("x = 2")
     _, second = shipping.bundle(code, tmp_path / "run2")
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("caf\udce9.npz", "'/base/caf.udce9.npz': in this locale"), ("~nobody-of-that-name/x.npz", "no such user's home")],
+)
+def test_a_path_that_cannot_be_kept_is_a_mistake(path: str, sentence: str) -> None:
+    config = RunConfig()
+    odd = config.model_copy(update={"init_from": path})
+    with pytest.raises(ConfigError, match=sentence):
+        shipping.resolve_paths(odd, Path("/base"))
 
 
 def test_no_own_code_makes_no_folder(tmp_path: Path) -> None:
