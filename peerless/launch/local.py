@@ -24,6 +24,7 @@ from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
+from infra.local.rabbitmq import check_given
 from peerless import data
 from peerless.launch import result, shipping
 from peerless.launch.follow import END_SECONDS, follow, rounds_told
@@ -71,6 +72,9 @@ def train_local(
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
         resolved = resolve_mode(config, work.prepared.batches)
+        given = os.environ.get("PEERLESS_BROKER_URL", "").strip()
+        if given and resolved.exchange.transport == "rabbitmq":
+            check_given(given)  # before there is a folder of a run that cannot start
         folder = RunFolder.create(target)
         try:
             digest = _keep(config, folder, dataset)

@@ -111,6 +111,15 @@ def test_an_unreachable_broker_is_named(lonely_workplace: Workplace) -> None:
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in sentence(done)
     assert "hush" not in done.stderr + done.stdout
+    assert not (lonely_workplace.path / "runs").exists()
+
+
+def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplace: Workplace) -> None:
+    done = lonely_workplace.peerless("train", "config.toml", "--local", PEERLESS_BROKER_URL="http://someone:hush@host")
+    assert done.returncode == 2
+    assert "PEERLESS_BROKER_URL is not a URL of the form amqp://" in sentence(done)
+    assert "hush" not in done.stderr + done.stdout
+    assert not (lonely_workplace.path / "runs").exists()
 
 
 def test_ctrl_c_ends_a_run_in_order(workplace: Workplace) -> None:
