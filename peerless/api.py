@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 import contract.config
 from contract.config import RunConfig
 from contract.errors import CodeError, ConfigError
@@ -20,7 +22,8 @@ from peerless import data
 from peerless.launch import shipping
 from peerless.launch.local import train_local
 from peerless.launch.run_folder import RunFolder
-from peerless.report.progress import Observer, Silent
+from peerless.report import progress
+from peerless.report.progress import Observer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +83,8 @@ def train(
 
     `config` is a TOML file, a mapping of configuration keys, or a RunConfig. `model` is a built-in name,
     `package.module:callable`, or the class or function itself; `dataset` a torch Dataset (or a pair: training, test).
-    `overrides` are `key=value` texts as after `--set`. Raises UserError for a mistake, PeerlessError for a failure.
+    `overrides` are `key=value` texts as after `--set`. Progress goes to standard error, or to `observer`
+    (`peerless.report.progress.Silent()` for none). Raises UserError for a mistake, PeerlessError for a failure.
     """
     if os.environ.get("PEERLESS_CODE_DIR"):
         raise CodeError(
@@ -100,7 +104,7 @@ def train(
             chosen = _with_model(chosen, model, Path(scratch))
         outcome = train_local(
             chosen,
-            observer or Silent(),
+            stack.enter_context(progress.observer(Console(stderr=True))) if observer is None else observer,
             runs_dir=Path(runs_dir),
             run_dir=Path(run_dir) if run_dir is not None else None,
             dataset=None if dataset is None else _dataset(dataset),

@@ -92,7 +92,8 @@ def test_a_script_trains_its_own_model_on_its_own_data(workplace: Workplace) -> 
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    assert "training: 2 peers" in done.stderr, "progress"
+    told = json.loads(done.stdout)
     assert told["accuracy"] > 0.9
     assert sorted(told["layers"]) == ["net.0.bias", "net.0.weight", "net.2.bias", "net.2.weight"]
     assert told["events"] > 10
