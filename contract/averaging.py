@@ -11,25 +11,14 @@ The order of additions is part of the result's bits, so contributions are added 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.codec import GradientCodec
-from contract.errors import ConfigError, CorruptObject
+from contract.errors import CorruptObject
 from contract.tensors import Buffers, Layout, check_values
-
-
-class Aggregator(Protocol):
-    """What combines the contributions of a round."""
-
-    def add(
-        self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int
-    ) -> None: ...
-
-    def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]: ...
 
 
 class WeightedMean:
@@ -103,15 +92,3 @@ class WeightedMean:
 
 def _is_float(value: NDArray[Any]) -> bool:
     return np.issubdtype(value.dtype, np.floating)
-
-
-#: Ways to combine contributions, by name.
-AGGREGATORS: Mapping[str, Callable[[Layout, int], Aggregator]] = {"mean": WeightedMean}
-
-
-def aggregator(name: str) -> Callable[[Layout, int], Aggregator]:
-    """The aggregator called `name`: a callable of a layout and the total of samples. Raises ConfigError."""
-    try:
-        return AGGREGATORS[name]
-    except KeyError:
-        raise ConfigError(f"aggregator {name!r} is none of {', '.join(AGGREGATORS)}") from None

@@ -18,10 +18,6 @@ from contract.batches import BatchRef
 from contract.store import ObjectStore, StoreCounts
 from contract.tensors import Buffers
 
-#: What a message between peers may be: a contribution's wire frame (or its header part alone: claim check), a commit
-#: record, a result record, a greeting (a member record), a stop record. The last four are the JSON of contract.records.
-KINDS = ("frame", "commit", "result", "hello", "stop")
-
 
 @dataclass(frozen=True)
 class Delivery:
@@ -30,7 +26,8 @@ class Delivery:
     sender: int | None
     """Rank of the sender, as the message's properties name it; None when they name none."""
     kind: str
-    """One of KINDS."""
+    """`frame`: a contribution's wire frame, or its header part alone (claim check). `commit`, `result`, `hello` (a
+    member record), `stop`: the JSON of contract.records."""
     body: bytes
     token: object
     """Whatever the exchange needs to acknowledge it."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from contract.averaging import WeightedMean, aggregator
+from contract.averaging import WeightedMean
 from contract.codec import codec
-from contract.errors import ConfigError, CorruptObject, WeightsMismatch
+from contract.errors import CorruptObject, WeightsMismatch
 from contract.tensors import Buffers, Entry, Layout
 
 LAYOUT = Layout(
@@ -202,9 +202,3 @@ def test_memory_does_not_grow_with_contributions() -> None:
     # One accumulator of 4 bytes a value; decoding in chunks may take as much again, sixteen gradients would not fit.
     assert held < 1.25 * 4 * size
     assert peak < 2.5 * 4 * size
-
-
-def test_aggregators_have_names() -> None:
-    assert aggregator("mean") is WeightedMean
-    with pytest.raises(ConfigError, match="'median' is none of mean"):
-        aggregator("median")

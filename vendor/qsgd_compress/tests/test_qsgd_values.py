@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 import sys
 
 import numpy as np
@@ -107,7 +107,7 @@ class TestEdges:
             with pytest.raises(q.NonFiniteGradient, match=rf"value {at} is") as caught:
                 q.encode(x, bits=bits, norm=norm, threads=threads)
             assert caught.value.index == at
-        assert pickle.loads(pickle.dumps(caught.value)).index == at  # noqa: S301 - our own bytes
+        assert copy.copy(caught.value).index == at, "an error that crosses processes is rebuilt from its arguments"
 
 
 class TestTraps:
