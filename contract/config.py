@@ -132,6 +132,9 @@ class ExchangeConfig(Section):
 
     codec: Literal["none", "fp16", "qsgd8", "qsgd4"] = "qsgd4"
     """Compression of a peer's averaged gradient."""
+    error_feedback: bool = False
+    """Add what the codec lost of a peer's gradient, or a whole contribution that a commit left out, to its next one.
+    Costs a float32 vector of the model's size per peer. `none` loses nothing: only what was left out comes back."""
     transport: Literal["rabbitmq", "s3"] = "rabbitmq"
     """`rabbitmq` announces contributions and records by messages; `s3` needs no broker: peers look into S3 every
     `poll_seconds`, which is slower and otherwise equal."""

@@ -80,6 +80,7 @@ class AsyncActions(Actions):
         self.ports.events.emit("averaged", round=round, fields=fields)
         with self.ports.metrics.stage("update", round):
             self.update.step(headers, self.contributions.frames(headers))
+            self.contributions.settle(headers)
         self.rounds_applied += 1
         self.spool.retain({header.digest for header in headers})
         too_old = round - self.spec.config.exchange.max_staleness - 1

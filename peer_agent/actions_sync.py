@@ -116,6 +116,7 @@ class SyncActions(Actions):
         if headers:
             with self.ports.metrics.stage("update", commit.round):
                 self.update.step(headers, self.contributions.frames(headers))
+                self.contributions.settle(headers)
             self.rounds_applied += 1
         self.retention.applied(commit)
         self.reception.begin(commit.round)

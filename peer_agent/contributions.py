@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contract import wire
 from contract.codec import codec
 from contract.errors import CorruptObject, Superseded
+from contract.feedback import ErrorFeedback
 from contract.keys import Place
 from contract.objective import Evaluation
 from contract.records import Contributor, MemberRef
@@ -29,6 +30,9 @@ class Contributions:
     def __init__(self, spec: RunSpec, layout: Layout, me: MemberRef, store: ObjectStore, spool: Spool) -> None:
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
         self._codec = codec(spec.config.exchange.codec)
+        self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
+        """This peer's residual; None where error feedback is off."""
+        self._made: int | None = None  # the latest round for which this process has made a contribution
         self.raw_bytes = 0
         self.encoded_bytes = 0
 
@@ -39,7 +43,9 @@ class Contributions:
         out; it depends on nothing else, so the same run gives the same bytes (invariant 8).
         """
         seed = public_seed(self._spec.config.seed, "rounding", self._me.rank, round)
-        payload = self._codec.encode(gradient.gradient, seed)
+        encoder = self._codec if self.feedback is None else self.feedback
+        payload = encoder.encode(gradient.gradient, seed)
+        self._made = round
         header = FrameHeader(
             kind=wire.Kind.UPDATE,
             run=self._spec.run,
@@ -76,6 +82,17 @@ class Contributions:
             header, frame = found, earlier
         self._spool.keep(header, frame)
         return header, frame
+
+    def settle(self, headers: Iterable[FrameHeader]) -> None:
+        """These contributions were applied, in one round: error feedback keeps what this peer computed beyond its own.
+
+        Whatever of this rank was applied counts, be it earlier bytes from S3 or a predecessor's: they stand for the
+        same gradient. Where this process has made none for that round, it has nothing to settle.
+        """
+        if self.feedback is None:
+            return
+        for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self._made):
+            self.feedback.taken(frame.payload)
 
     def announcement(self, frame: bytes) -> bytes:
         """What a message about the frame carries: all of it, or its header where that would be too large."""

@@ -1,0 +1,66 @@
+"""Error feedback: what a peer has computed and no round has taken is added to its next gradient.
+
+n is the number of values; g_t is the peer's gradient of round t, e_t its residual and Q its codec, all (n,) float32:
+
+    u_t = g_t + e_t                             what the peer encodes
+    e_(t+1) = u_t - decode(Q(u_t))              where the round took the contribution
+    e_(t+1) = u_t                               where the round left it out (invariant 9)
+
+So all that was taken, plus the residual, is the sum of all gradients but for float32 rounding: an error is not repeated
+and not forgotten, it arrives later (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847). The residual is in
+units of the peer's mean gradient. Rounds may weigh a peer by different sample counts, and optimizers other than plain
+SGD do not add gradients up; what arrives later is then weighed as the later gradient is.
+
+The residual stays bounded where the codec's relative error is below 1 (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from contract.codec import F32, Blob, GradientCodec
+from contract.errors import CorruptObject
+
+
+class ErrorFeedback:
+    """The residual of one peer: one float32 vector (n,), a second one while it encodes, and none while it is zero.
+
+    Depends on nothing but its inputs. The codec `none` loses nothing: its bytes are those of the bare codec, and only
+    contributions that were left out make a residual.
+    """
+
+    def __init__(self, codec: GradientCodec, elements: int) -> None:
+        """`elements` is n."""
+        self._codec, self._elements = codec, elements
+        self._residual: F32 | None = None  # of zeros
+
+    def encode(self, gradient: F32, seed: int) -> bytes:
+        """Bytes of `gradient` (n,) plus the residual, all of which is the residual until `taken` says otherwise.
+
+        Raises NonFiniteGradient, also where the sum leaves float32's range; the residual is what it was then.
+        """
+        with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
+            owed = gradient.copy() if self._residual is None else gradient + self._residual
+        payload = self._codec.encode(owed, seed)
+        self._residual = owed
+        return payload
+
+    def taken(self, payload: Blob) -> None:
+        """A round has applied `payload` as this peer's contribution: the residual is what it lacks.
+
+        These need not be the bytes that `encode` gave. Raises CorruptObject; the residual is what it was then.
+        """
+        rest = np.zeros(self._elements, np.float32) if self._residual is None else self._residual
+        self._codec.accumulate(payload, rest, -1.0)
+        self._residual = rest if rest.any() else None
+
+    @property
+    def state(self) -> F32:
+        """A copy of the residual (n,), for a checkpoint between two rounds."""
+        return np.zeros(self._elements, np.float32) if self._residual is None else self._residual.copy()
+
+    def load(self, state: F32) -> None:
+        """Go on from a copy of `state`. Raises CorruptObject for what cannot be a residual of this peer."""
+        if state.dtype != np.float32 or state.shape != (self._elements,) or not np.isfinite(state).all():
+            raise CorruptObject(f"a residual is {self._elements} finite values of float32")
+        self._residual = state.copy() if state.any() else None
