@@ -1,8 +1,14 @@
 """QSGD gradient compression with unbiased stochastic rounding, in a frame that is checked before it is used."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .codec import accumulate, accumulate_many, backend, decode, encode, inspect
 from .errors import CorruptFrame, NonFiniteGradient, QsgdError, SizeMismatch
-from .frame import FrameInfo
+
+if TYPE_CHECKING:
+    from .info import FrameInfo
 
 __all__ = [
     "CorruptFrame",
@@ -17,3 +23,12 @@ __all__ = [
     "encode",
     "inspect",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A dataclass takes a millisecond or two to make, and most programs never look at one of these.
+    if name == "FrameInfo":
+        from .info import FrameInfo
+
+        return FrameInfo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

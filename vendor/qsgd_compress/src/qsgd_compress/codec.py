@@ -1,45 +1,59 @@
-"""The public functions: arguments are checked here, lengths in frame.py, and the arithmetic is in kernels.py."""
+"""The public functions: arguments are checked here, lengths in frame.py, and a backend does the arithmetic."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import entropy as zstd
-from .errors import SizeMismatch
+from .body import Backend, Body
+from .checksum import crc32c
+from .errors import CorruptFrame, SizeMismatch
 from .frame import (
     HEADER_BYTES,
-    LANES,
     LARGEST_BUCKET,
     LARGEST_SIZE,
     SMALLEST_BUCKET,
-    VERSION,
-    ZSTD_BLOCK_BYTES,
     Entropy,
-    FrameInfo,
     Geometry,
+    Header,
     Norm,
-    crc32c,
-    open_frame,
+    measure,
     read_header,
     view,
 )
-from .kernels import CHUNK_VALUES, F32, Body, Decoder, Encoder
+from .loading import NATIVE
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .body import F32
+    from .info import FrameInfo
 
 Blob: TypeAlias = bytes | bytearray | memoryview
-T = TypeVar("T")
 
-SMALLEST_SHARE = 1 << 15  # values a thread; below it starting the thread costs more than it saves
+
+def _backend() -> Backend:
+    if NATIVE is not None:
+        from .native_backend import NativeBackend
+
+        return NativeBackend(NATIVE)
+    from .numpy_backend import NumpyBackend
+
+    return NumpyBackend()
+
+
+_BACKEND = _backend()
 
 
 def backend() -> str:
-    """Which form does the arithmetic: "numpy". A native form must give the same bytes."""
-    return "numpy"
+    """Which form does the arithmetic: "native" (C) or "numpy". Both give the same bytes and values."""
+    return _BACKEND.name
 
 
 def encode(
@@ -78,31 +92,14 @@ def encode(
     if x.size > LARGEST_SIZE:
         raise ValueError(f"a frame holds at most {LARGEST_SIZE} values")
     geometry = Geometry(x.size, bits, bucket_size)
-    codes_at = HEADER_BYTES + geometry.scales_bytes
-    frame = np.empty(codes_at + geometry.codes_bytes, np.uint8)
-    scale = frame[HEADER_BYTES:codes_at].view(np.float32)
-    words_gl = frame[codes_at:].view(np.uint32).reshape(-1, LANES)
-
-    def quantise(first: int, last: int) -> None:
-        Encoder(geometry, norm, seed).run(x, first, last, scale, words_gl)
-
-    _split(geometry.buckets, bucket_size, threads, quantise)
-    body = frame[HEADER_BYTES:].data if entropy is None else _with_zstd(frame[HEADER_BYTES:], geometry, threads)
-    header = FrameInfo(
-        version=VERSION,
-        norm=norm,
-        bits=bits,
-        bucket_size=bucket_size,
-        entropy=entropy,
-        size=x.size,
-        seed=seed,
-        payload_bytes=len(body) - geometry.scales_bytes,
-        body_crc32c=crc32c(body),
-    ).pack()
-    if isinstance(body, bytes):
-        return header + body
-    frame[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
-    return frame.tobytes()
+    helpers = Threads(threads)
+    unsealed = _BACKEND.quantise(x, geometry, norm, seed, helpers)
+    if entropy is None:
+        return unsealed.seal(Header(geometry, norm, None, seed, geometry.codes_bytes, unsealed.body_crc32c).pack())
+    scales, codes = unsealed.body[: geometry.scales_bytes], unsealed.body[geometry.scales_bytes :]
+    body = b"".join([scales, *zstd.compress(codes, helpers)])
+    payload_bytes = len(body) - geometry.scales_bytes
+    return Header(geometry, norm, entropy, seed, payload_bytes, crc32c(body)).pack() + body
 
 
 def decode(
@@ -113,23 +110,16 @@ def decode(
     Raises SizeMismatch where the frame, or `out`, holds another number of values, CorruptFrame for damaged bytes; `out`
     is then as it was.
     """
-    if out is None:
-        body = _open(blob, expected_size)
-        out = np.empty(expected_size, np.float32)
-    else:
+    helpers = Threads(threads)
+    if out is not None:
         out = _vector(out, "out", writable=True)
         if out.size != expected_size:
             raise SizeMismatch(f"out holds {out.size} values, {expected_size} were expected")
-        body = _open(blob, expected_size)
-    target = out
-
-    def write(first: int, last: int) -> None:
-        decoder = Decoder(CHUNK_VALUES)
-        for start, stop in _chunks(first, last, body.geometry.bucket_size, target.size):
-            decoder.write(body, start, target[start:stop])
-
-    _split(body.geometry.buckets, body.geometry.bucket_size, threads, write)
-    return target
+    body = _open(blob, expected_size, 1.0, helpers)
+    if out is None:
+        out = np.empty(expected_size, np.float32)
+    _BACKEND.decode(body, out, helpers)
+    return out
 
 
 def accumulate(blob: Blob, acc: NDArray[np.float32], weight: float = 1.0, threads: int = 1) -> None:
@@ -154,18 +144,10 @@ def accumulate_many(
         raise ValueError(f"{len(blobs)} blobs came with {len(factors)} weights")
     if not all(math.isfinite(factor) for factor in factors):
         raise ValueError("weights must be finite")
-    bodies = [_open(blob, acc.size) for blob in blobs]
-    if not bodies:
-        return
-    unit = max(body.geometry.bucket_size for body in bodies)
-
-    def add(first: int, last: int) -> None:
-        decoder = Decoder(CHUNK_VALUES)
-        for start, stop in _chunks(first, last, unit, acc.size):
-            for body, factor in zip(bodies, factors, strict=True):
-                decoder.add(body, factor, start, acc[start:stop])
-
-    _split(-(-acc.size // unit), unit, threads, add)
+    helpers = Threads(threads)
+    bodies = [_open(blob, acc.size, factor, helpers) for blob, factor in zip(blobs, factors, strict=True)]
+    if bodies:
+        _BACKEND.add(bodies, acc, helpers)
 
 
 def inspect(blob: Blob) -> FrameInfo:
@@ -173,30 +155,34 @@ def inspect(blob: Blob) -> FrameInfo:
 
     Raises CorruptFrame.
     """
-    return read_header(view(blob))
+    return read_header(view(blob)).info()
 
 
-def _open(blob: Blob, expected_size: int) -> Body:
-    """The checked scales and words of a frame; without entropy coding they are views of the blob."""
+def _open(blob: Blob, expected_size: int, weight: float, threads: Threads) -> Body:
+    """The checked body of a frame; without entropy coding it is a view of the blob."""
     frame = view(blob)
-    info = open_frame(frame, expected_size)
-    geometry = info.geometry
-    codes_at = HEADER_BYTES + geometry.scales_bytes
-    payload = frame[codes_at:]
-    codes = payload if info.entropy is None else zstd.decompress(payload, geometry.codes_bytes)
-    body = Body(
-        geometry,
-        np.frombuffer(frame[HEADER_BYTES:codes_at], np.float32),
-        np.frombuffer(codes, np.uint32).reshape(-1, LANES),
-    )
-    body.check()
+    header = measure(frame, expected_size)
+    geometry = header.geometry
+    scales = frame[HEADER_BYTES : HEADER_BYTES + geometry.scales_bytes]
+    payload = frame[HEADER_BYTES + geometry.scales_bytes :]
+    if header.entropy is None:
+        body = Body(geometry, scales, payload, weight)
+        reserved, crc = _BACKEND.find_reserved(body, threads)
+        _compare(crc, header)
+    else:
+        _compare(crc32c(frame[HEADER_BYTES:]), header)
+        body = Body(geometry, scales, memoryview(zstd.decompress(payload, geometry.codes_bytes)), weight)
+        reserved, _ = _BACKEND.find_reserved(body, threads)
+    body.check_scales()
+    if reserved >= 0:
+        raise CorruptFrame(f"a code of the groups from {reserved} on is reserved")
+    body.check_padding()
     return body
 
 
-def _with_zstd(body: NDArray[np.uint8], geometry: Geometry, threads: int) -> bytes:
-    blocks = -(-geometry.codes_bytes // ZSTD_BLOCK_BYTES)
-    compressed = _split(blocks, ZSTD_BLOCK_BYTES, threads, zstd.compress(body[geometry.scales_bytes :].data))
-    return b"".join([body[: geometry.scales_bytes].tobytes(), *(block for part in compressed for block in part)])
+def _compare(crc: int, header: Header) -> None:
+    if crc != header.body_crc32c:
+        raise CorruptFrame("the checksum of scales and payload does not match")
 
 
 def _vector(x: NDArray[np.float32], name: str, *, writable: bool = False) -> F32:
@@ -207,25 +193,3 @@ def _vector(x: NDArray[np.float32], name: str, *, writable: bool = False) -> F32
     if writable and not x.flags.writeable:
         raise ValueError(f"{name} must be writable")
     return x
-
-
-def _chunks(first: int, last: int, unit: int, size: int) -> list[tuple[int, int]]:
-    """Ranges of values that cover units [first, last) of `size` values, each of at most CHUNK_VALUES."""
-    step = CHUNK_VALUES // unit * unit
-    end = min(last * unit, size)
-    return [(start, min(start + step, end)) for start in range(first * unit, end, step)]
-
-
-def _split(count: int, unit: int, threads: int, work: Callable[[int, int], T]) -> list[T]:
-    """work(first, last) over `count` units in at most `threads` ranges; the earliest range's error is raised."""
-    threads = operator.index(threads)
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    parts = min(threads, count, -(-count * unit // SMALLEST_SHARE))
-    if parts <= 1:
-        return [work(0, count)] if count else []
-    from concurrent.futures import ThreadPoolExecutor  # imported here: most callers never need it
-
-    edges = [count * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts, thread_name_prefix="qsgd") as pool:
-        return list(pool.map(work, edges[:-1], edges[1:]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 from .errors import CorruptFrame
 from .frame import ZSTD_BLOCK_BYTES
+from .threads import Threads
 
 LEVEL = 1
 _CHECKSUM_BYTES = 4
@@ -21,17 +21,18 @@ def _zstandard() -> ModuleType:
     return zstandard
 
 
-def compress(codes: memoryview) -> Callable[[int, int], list[bytes]]:
-    """A function that compresses blocks [first, last) of `codes`, each into a zstd frame of its own."""
+def compress(codes: memoryview, threads: Threads) -> list[bytes]:
+    """The zstd frames of `codes`."""
     zstandard = _zstandard()
 
-    def blocks(first: int, last: int) -> list[bytes]:
+    def work(first: int, last: int) -> list[bytes]:
         compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
         return [
             compressor.compress(codes[at * ZSTD_BLOCK_BYTES : (at + 1) * ZSTD_BLOCK_BYTES]) for at in range(first, last)
         ]
 
-    return blocks
+    blocks = -(-len(codes) // ZSTD_BLOCK_BYTES)
+    return [block for part in threads.split(blocks, ZSTD_BLOCK_BYTES, work) for block in part]
 
 
 def decompress(payload: memoryview, codes_bytes: int) -> bytearray:

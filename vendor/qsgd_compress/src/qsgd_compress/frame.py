@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import google_crc32c
-import numpy as np
-
+from .checksum import crc32c
 from .errors import CorruptFrame, SizeMismatch
+
+if TYPE_CHECKING:
+    from .info import FrameInfo
 
 Norm: TypeAlias = Literal["max", "l2"]
 Entropy: TypeAlias = Literal["zstd"] | None
@@ -40,10 +40,7 @@ _CODERS: tuple[Entropy, ...] = (None, "zstd")
 
 
 class Geometry:
-    """Every length that follows from (size, bits, bucket_size); counts of values, or bytes where the name says so.
-
-    A plain class, because each dataclass costs half a millisecond of import.
-    """
+    """Every length that follows from (size, bits, bucket_size); counts of values, or bytes where the name says so."""
 
     __slots__ = ("bits", "bucket_size", "buckets", "codes_bytes", "group_size", "levels", "scales_bytes", "size")
 
@@ -58,23 +55,20 @@ class Geometry:
         self.codes_bytes = GROUP_BYTES * -(-size // self.group_size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameInfo:
-    """A frame's header. `size` counts values; `payload_bytes` the codes as stored, after entropy coding."""
+class Header:
+    """What the first 40 bytes say. `info` gives it as the public dataclass."""
 
-    version: int
-    norm: Norm
-    bits: int
-    bucket_size: int
-    entropy: Entropy
-    size: int
-    seed: int
-    payload_bytes: int
-    body_crc32c: int
+    __slots__ = ("body_crc32c", "entropy", "geometry", "norm", "payload_bytes", "seed")
 
-    @property
-    def geometry(self) -> Geometry:
-        return Geometry(self.size, self.bits, self.bucket_size)
+    def __init__(
+        self, geometry: Geometry, norm: Norm, entropy: Entropy, seed: int, payload_bytes: int, body_crc32c: int
+    ) -> None:
+        self.geometry = geometry
+        self.norm: Norm = norm
+        self.entropy: Entropy = entropy
+        self.seed = seed
+        self.payload_bytes = payload_bytes
+        self.body_crc32c = body_crc32c
 
     @property
     def frame_bytes(self) -> int:
@@ -82,26 +76,37 @@ class FrameInfo:
         return HEADER_BYTES + self.geometry.scales_bytes + self.payload_bytes
 
     def pack(self) -> bytes:
-        """The 40 header bytes, with the header's own checksum."""
+        """The 40 bytes, with their own checksum."""
+        geometry = self.geometry
         flags = (_NORM_L2 if self.norm == "l2" else 0) | _CODERS.index(self.entropy) << _CODER_SHIFT
-        log2_bucket = self.bucket_size.bit_length() - 1
         fields = _FIELDS.pack(
             MAGIC,
-            self.version,
+            VERSION,
             flags,
-            self.bits,
-            log2_bucket,
-            self.size,
+            geometry.bits,
+            geometry.bucket_size.bit_length() - 1,
+            geometry.size,
             self.seed,
             self.payload_bytes,
             self.body_crc32c,
         )
         return fields + _CRC.pack(crc32c(fields))
 
+    def info(self) -> FrameInfo:
+        from .info import FrameInfo  # imported here: a dataclass costs a millisecond or two, and few callers inspect
 
-def crc32c(data: bytes | memoryview) -> int:
-    # The C form of google-crc32c refuses a memoryview, and takes an array over the same memory without copying.
-    return cast(int, google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)))
+        return FrameInfo(
+            version=VERSION,
+            norm=self.norm,
+            bits=self.geometry.bits,
+            bucket_size=self.geometry.bucket_size,
+            entropy=self.entropy,
+            size=self.geometry.size,
+            seed=self.seed,
+            payload_bytes=self.payload_bytes,
+            body_crc32c=self.body_crc32c,
+            frame_bytes=self.frame_bytes,
+        )
 
 
 def view(blob: bytes | bytearray | memoryview) -> memoryview:
@@ -112,7 +117,7 @@ def view(blob: bytes | bytearray | memoryview) -> memoryview:
         raise TypeError("a frame must be bytes, a bytearray or a contiguous memoryview") from error
 
 
-def read_header(frame: memoryview) -> FrameInfo:
+def read_header(frame: memoryview) -> Header:
     """The header at the start of `frame`, checked for itself; what follows it is not looked at."""
     if len(frame) < HEADER_BYTES:
         raise CorruptFrame(f"a frame has at least {HEADER_BYTES} bytes, this one {len(frame)}")
@@ -133,31 +138,18 @@ def read_header(frame: memoryview) -> FrameInfo:
         raise CorruptFrame(f"a bucket of 2**{log2_bucket} values is out of range")
     if size > LARGEST_SIZE:
         raise CorruptFrame(f"{size} values are more than a frame can hold")
-    info = FrameInfo(
-        version=version,
-        norm="l2" if flags & _NORM_L2 else "max",
-        bits=bits,
-        bucket_size=1 << log2_bucket,
-        entropy=_CODERS[coder],
-        size=size,
-        seed=seed,
-        payload_bytes=payload_bytes,
-        body_crc32c=body_crc,
-    )
-    if info.entropy is None and payload_bytes != info.geometry.codes_bytes:
-        raise CorruptFrame(
-            f"{size} values take {info.geometry.codes_bytes} payload bytes, the header says {payload_bytes}"
-        )
-    return info
+    geometry = Geometry(size, bits, 1 << log2_bucket)
+    entropy = _CODERS[coder]
+    if entropy is None and payload_bytes != geometry.codes_bytes:
+        raise CorruptFrame(f"{size} values take {geometry.codes_bytes} payload bytes, the header says {payload_bytes}")
+    return Header(geometry, "l2" if flags & _NORM_L2 else "max", entropy, seed, payload_bytes, body_crc)
 
 
-def open_frame(frame: memoryview, expected_size: int) -> FrameInfo:
-    """The header of a frame whose lengths and checksums all hold; nothing is allocated before the lengths are known."""
-    info = read_header(frame)
-    if info.size != expected_size:
-        raise SizeMismatch(f"the frame holds {info.size} values, {expected_size} were expected")
-    if len(frame) != info.frame_bytes:
-        raise CorruptFrame(f"the frame should have {info.frame_bytes} bytes and has {len(frame)}")
-    if crc32c(frame[HEADER_BYTES:]) != info.body_crc32c:
-        raise CorruptFrame("the checksum of scales and payload does not match")
-    return info
+def measure(frame: memoryview, expected_size: int) -> Header:
+    """The header of a frame whose lengths all hold; nothing is allocated before they are known to."""
+    header = read_header(frame)
+    if header.geometry.size != expected_size:
+        raise SizeMismatch(f"the frame holds {header.geometry.size} values, {expected_size} were expected")
+    if len(frame) != header.frame_bytes:
+        raise CorruptFrame(f"the frame should have {header.frame_bytes} bytes and has {len(frame)}")
+    return header

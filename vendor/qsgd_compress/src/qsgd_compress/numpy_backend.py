@@ -1,4 +1,4 @@
-"""The NumPy form of the arithmetic: quantise and pack, unpack and add, check. No threads, no bytes of headers.
+"""The arithmetic in NumPy: the form that is easy to read, and the one in use where the C part was not built.
 
 Letters: n buckets, b values of a bucket, r pairs of rows, l = 16 lanes, g groups, k rows of a group, v values of a
 range. Work runs in chunks of some 2**17 values, so that every intermediate stays in the second-level cache.
@@ -11,9 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptFrame, NonFiniteGradient
-from .frame import LANES, Geometry, Norm
+from .body import Body, Unsealed, largest_scale
+from .checksum import crc32c
+from .errors import NonFiniteGradient
+from .frame import HEADER_BYTES, LANES, Geometry, Norm
 from .rounding import FRACTION_BITS, U32, bucket_keys, counters, hash_pairs, uniforms
+from .threads import Threads
 
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
@@ -25,11 +28,6 @@ _INFINITY_BITS = np.uint32(0x7F800000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALL_SCALE = 2.0**-100  # below it 2**24 / scale would leave float32
 _LIFT = 2.0**64  # exact for every value of such a bucket
-
-
-def largest_scale(levels: int) -> np.float32:
-    """The largest float32 whose product with `levels` is finite; no frame holds a larger scale."""
-    return np.float32(_round_down(np.array([_LARGEST / levels]))[0])
 
 
 def _round_down(x_n: F64) -> F32:
@@ -76,6 +74,80 @@ def scales_and_inverses(norm_n: F64, levels: int) -> tuple[F32, F32, NDArray[np.
     factor_n[empty_n] = 0.0
     lifted_n[empty_n] = False
     return scale_n, _round_down(factor_n), lifted_n
+
+
+class _Frame:
+    """An array for the whole frame, filled but for the header."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        codes_at = HEADER_BYTES + geometry.scales_bytes
+        self._frame = np.empty(codes_at + geometry.codes_bytes, np.uint8)
+        self.scale: F32 = self._frame[HEADER_BYTES:codes_at].view(np.float32)
+        self.words_gl: U32 = self._frame[codes_at:].view(np.uint32).reshape(-1, LANES)
+
+    @property
+    def body(self) -> memoryview:
+        return self._frame[HEADER_BYTES:].data
+
+    @property
+    def body_crc32c(self) -> int:
+        return crc32c(self.body)
+
+    def seal(self, header: bytes) -> bytes:
+        self._frame[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
+        return self._frame.tobytes()
+
+
+class NumpyBackend:
+    """Work in chunks over ranges of buckets, each with the scratch of its thread."""
+
+    name = "numpy"
+
+    def quantise(self, x: F32, geometry: Geometry, norm: Norm, seed: int, threads: Threads) -> Unsealed:
+        frame = _Frame(geometry)
+
+        def work(first: int, last: int) -> None:
+            Encoder(geometry, norm, seed).run(x, first, last, frame.scale, frame.words_gl)
+
+        threads.split(geometry.buckets, geometry.bucket_size, work)
+        return frame
+
+    def find_reserved(self, body: Body, threads: Threads) -> tuple[int, int]:
+        words_gl = _words_of(body)
+        step = CHUNK_VALUES // body.geometry.group_size
+        found = -1
+        for start in range(0, len(words_gl), step):
+            if found < 0 and _has_reserved(words_gl[start : start + step], body.geometry.bits):
+                found = start
+        return found, crc32c(body.scales, body.codes)
+
+    def decode(self, body: Body, out: F32, threads: Threads) -> None:
+        geometry = body.geometry
+
+        def work(first: int, last: int) -> None:
+            decoder = Decoder(CHUNK_VALUES)
+            for start, stop in _chunks(first, last, geometry.bucket_size, out.size):
+                decoder.write(body, start, out[start:stop])
+
+        threads.split(geometry.buckets, geometry.bucket_size, work)
+
+    def add(self, bodies: list[Body], acc: F32, threads: Threads) -> None:
+        unit = max(body.geometry.bucket_size for body in bodies)
+
+        def work(first: int, last: int) -> None:
+            decoder = Decoder(CHUNK_VALUES)
+            for start, stop in _chunks(first, last, unit, acc.size):
+                for body in bodies:
+                    decoder.add(body, start, acc[start:stop])
+
+        threads.split(-(-acc.size // unit), unit, work)
+
+
+def _chunks(first: int, last: int, unit: int, size: int) -> list[tuple[int, int]]:
+    """Ranges of values that cover units [first, last) of `size` values, each of at most CHUNK_VALUES."""
+    step = CHUNK_VALUES // unit * unit
+    end = min(last * unit, size)
+    return [(start, min(start + step, end)) for start in range(first * unit, end, step)]
 
 
 class Encoder:
@@ -147,34 +219,6 @@ def _pack(codes_gkl: U32, bits: int, words_gl: U32) -> None:
         np.bitwise_or(words_gl, row_gl, out=words_gl)
 
 
-class Body:
-    """A frame's scales (buckets,) float32 and words (groups, 16) uint32, checked by `check` before any use."""
-
-    __slots__ = ("geometry", "scale", "words_gl")
-
-    def __init__(self, geometry: Geometry, scale: F32, words_gl: U32) -> None:
-        self.geometry = geometry
-        self.scale = scale
-        self.words_gl = words_gl
-
-    def check(self) -> None:
-        """Raise CorruptFrame for a scale, a code or a padding that no encoder writes."""
-        geometry = self.geometry
-        wrong = self.scale.view(np.uint32) > largest_scale(geometry.levels).view(np.uint32)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise CorruptFrame(f"the scale of bucket {at} is {self.scale[at]}")
-        step = CHUNK_VALUES // geometry.group_size
-        for start in range(0, len(self.words_gl), step):
-            if _has_reserved(self.words_gl[start : start + step], geometry.bits):
-                raise CorruptFrame(f"a code of the groups from {start} on is reserved")
-        used = geometry.size % geometry.group_size
-        if used:
-            last_v = _unpack(self.words_gl[-1:], geometry.bits, np.empty(geometry.group_size, np.uint32))
-            if (last_v[used:] != geometry.levels).any():
-                raise CorruptFrame("the padding after the last value is not zero")
-
-
 def _has_reserved(words_gl: U32, bits: int) -> bool:
     if bits == 8:
         return bool((words_gl.view(np.uint8) == 0xFF).any())
@@ -205,17 +249,17 @@ class Decoder:
         with np.errstate(under="ignore"):
             out_v[:] = self._values(body, start, out_v.size, _scales_of(body, start, out_v.size))
 
-    def add(self, body: Body, weight: float, start: int, acc_v: F32) -> None:
+    def add(self, body: Body, start: int, acc_v: F32) -> None:
         """acc_v += weight * values, with the product weight * scale rounded to float32 once for each bucket."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            step_n = (_scales_of(body, start, acc_v.size).astype(np.float64) * weight).astype(np.float32)
+            step_n = (_scales_of(body, start, acc_v.size).astype(np.float64) * body.weight).astype(np.float32)
             np.add(acc_v, self._values(body, start, acc_v.size, step_n), out=acc_v)
 
     def _values(self, body: Body, start: int, size: int, step_n: F32) -> F32:
         geometry = body.geometry
         first, last = start // geometry.group_size, -(-(start + size) // geometry.group_size)
         padded = (last - first) * geometry.group_size
-        code_v = _unpack(body.words_gl[first:last], geometry.bits, self._code_v[:padded])
+        code_v = _unpack(_words_of(body)[first:last], geometry.bits, self._code_v[:padded])
         value_v = self._value_v[:padded]
         np.copyto(value_v, code_v.view(np.int32), casting="unsafe")
         np.subtract(value_v, np.float32(geometry.levels), out=value_v)
@@ -227,4 +271,8 @@ class Decoder:
 
 def _scales_of(body: Body, start: int, size: int) -> F32:
     b = body.geometry.bucket_size
-    return body.scale[start // b : -(-(start + size) // b)]
+    return np.frombuffer(body.scales, np.float32)[start // b : -(-(start + size) // b)]
+
+
+def _words_of(body: Body) -> U32:
+    return np.frombuffer(body.codes, np.uint32).reshape(-1, LANES)

@@ -1,0 +1,127 @@
+/* Three streams at once, because the processor's instruction takes three cycles and can be started in each; they are
+ * put together by multiplication with x^(8 * length) modulo the polynomial, tabulated for the one length in use. */
+#include "crc32c.h"
+
+#include <string.h>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+enum { STREAM_BYTES = CRC32C_STRIDE / 3 };
+
+static const uint32_t polynomial = 0x82F63B78; /* reflected: bit 31 is x^0 */
+static uint32_t slices[8][256];                /* [s][b]: the byte b followed by s zero bytes */
+static uint32_t shifts[4][256];                /* [i][b]: b as byte i of a CRC, followed by STREAM_BYTES zero bytes */
+static int has_instruction;
+
+/* a * b modulo the polynomial. */
+static uint32_t multiply(uint32_t a, uint32_t b)
+{
+    uint32_t product = 0;
+    for (uint32_t bit = 0x80000000; bit; bit >>= 1) {
+        if (a & bit) product ^= b;
+        b = b & 1 ? b >> 1 ^ polynomial : b >> 1;
+    }
+    return product;
+}
+
+/* x^(8 * bytes) modulo the polynomial. */
+static uint32_t power(uint64_t bytes)
+{
+    uint32_t result = 0x80000000, square = 0x00800000; /* 1, and x^8 */
+    for (; bytes; bytes >>= 1) {
+        if (bytes & 1) result = multiply(result, square);
+        square = multiply(square, square);
+    }
+    return result;
+}
+
+uint32_t crc32c_combine(uint32_t first, uint32_t second, uint64_t second_length)
+{
+    return multiply(first, power(second_length)) ^ second;
+}
+
+static uint64_t load64(const unsigned char *at)
+{
+    uint64_t v;
+    memcpy(&v, at, 8);
+    return v;
+}
+
+/* Without the inversions at both ends. */
+static uint32_t update_portable(uint32_t crc, const unsigned char *data, size_t length)
+{
+    for (; length >= 8; length -= 8, data += 8) {
+        const uint64_t v = load64(data) ^ crc;
+        crc = 0;
+        for (int s = 0; s < 8; s++) crc ^= slices[7 - s][v >> (8 * s) & 0xFF];
+    }
+    for (; length; length--) crc = crc >> 8 ^ slices[0][(crc ^ *data++) & 0xFF];
+    return crc;
+}
+
+uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t length)
+{
+    return ~update_portable(~crc, data, length);
+}
+
+#if defined(__x86_64__)
+#define WITH_INSTRUCTION __attribute__((target("sse4.2")))
+#define STEP(crc, v) ((uint32_t)__builtin_ia32_crc32di((crc), (v)))
+#elif defined(__aarch64__)
+#include <arm_acle.h>
+#define WITH_INSTRUCTION __attribute__((target("+crc")))
+#define STEP(crc, v) __crc32cd((crc), (v))
+#endif
+
+#if defined(STEP)
+static uint32_t shift(uint32_t crc)
+{
+    return shifts[0][crc & 0xFF] ^ shifts[1][crc >> 8 & 0xFF] ^ shifts[2][crc >> 16 & 0xFF] ^ shifts[3][crc >> 24];
+}
+
+WITH_INSTRUCTION static uint32_t update(uint32_t crc, const unsigned char *data, size_t length)
+{
+    for (; length >= 3 * STREAM_BYTES; length -= 3 * STREAM_BYTES, data += 3 * STREAM_BYTES) {
+        uint32_t second = 0, third = 0;
+        for (int i = 0; i < STREAM_BYTES; i += 8) {
+            crc = STEP(crc, load64(data + i));
+            second = STEP(second, load64(data + STREAM_BYTES + i));
+            third = STEP(third, load64(data + 2 * STREAM_BYTES + i));
+        }
+        crc = shift(shift(crc) ^ second) ^ third;
+    }
+    for (; length >= 8; length -= 8, data += 8) crc = STEP(crc, load64(data));
+    return update_portable(crc, data, length);
+}
+#endif
+
+uint32_t crc32c(uint32_t crc, const unsigned char *data, size_t length)
+{
+#if defined(STEP)
+    if (has_instruction) return ~update(~crc, data, length);
+#endif
+    return crc32c_portable(crc, data, length);
+}
+
+void crc32c_prepare(void)
+{
+    for (uint32_t b = 0; b < 256; b++) {
+        uint32_t crc = b;
+        for (int bit = 0; bit < 8; bit++) crc = crc & 1 ? crc >> 1 ^ polynomial : crc >> 1;
+        slices[0][b] = crc;
+    }
+    for (int s = 1; s < 8; s++)
+        for (int b = 0; b < 256; b++) slices[s][b] = slices[s - 1][b] >> 8 ^ slices[0][slices[s - 1][b] & 0xFF];
+    const uint32_t far = power(STREAM_BYTES);
+    for (int i = 0; i < 4; i++)
+        for (uint32_t b = 0; b < 256; b++) shifts[i][b] = multiply(b << (8 * i), far);
+#if defined(__x86_64__)
+    has_instruction = __builtin_cpu_supports("sse4.2");
+#elif defined(__aarch64__) && defined(__linux__)
+    has_instruction = (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    has_instruction = 1;
+#endif
+}
