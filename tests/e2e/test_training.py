@@ -97,6 +97,7 @@ def test_a_script_trains_its_own_model_on_its_own_data(workplace: Workplace) -> 
     assert told["accuracy"] > 0.9
     assert sorted(told["layers"]) == ["net.0.bias", "net.0.weight", "net.2.bias", "net.2.weight"]
     assert told["events"] > 10
+    assert (told["feedback"], told["hashes"]) == (True, 1), "error feedback trains, and alike on both peers"
     assert told["source"] == "npz", "the data were kept, so that the run can be repeated"
 
 
@@ -121,7 +122,8 @@ draw = torch.Generator().manual_seed(0)
 y = torch.randint(2, (500,), generator=draw)
 x = torch.randn(500, 4, generator=draw) + 3.0 * y[:, None]
 run = peerless.train(
-    {"name": "script", "peers": 2, "epochs": 3, "batch_size": 20, "data": {"validation_samples": 50}},
+    {"name": "script", "peers": 2, "epochs": 3, "batch_size": 20, "data": {"validation_samples": 50},
+     "exchange": {"error_feedback": True}},
     model=Net,
     dataset=torch.utils.data.TensorDataset(x, y),
     run_dir="from-script",
@@ -131,6 +133,8 @@ told = {
     "layers": list(run.weights()),
     "events": len(run.metrics()),
     "source": run.config.data.source,
+    "feedback": run.config.exchange.error_feedback,
+    "hashes": len(set(run.summary["weights_sha256"].values())),
 }
 print(json.dumps(told))
 """
