@@ -69,6 +69,10 @@ uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t length)
 #if defined(__x86_64__)
 #define WITH_INSTRUCTION __attribute__((target("sse4.2")))
 #define STEP(crc, v) ((uint32_t)__builtin_ia32_crc32di((crc), (v)))
+#elif defined(__aarch64__) && defined(__clang__)
+/* arm_acle.h of Clang 14 declares __crc32cd only where the whole file is compiled for processors that have it. */
+#define WITH_INSTRUCTION __attribute__((target("crc")))
+#define STEP(crc, v) __builtin_arm_crc32cd((crc), (v))
 #elif defined(__aarch64__)
 #include <arm_acle.h>
 #define WITH_INSTRUCTION __attribute__((target("+crc")))
