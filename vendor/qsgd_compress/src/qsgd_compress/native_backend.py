@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .body import F32
 
 _BLOCK = 128  # values: ranges of decode and add start and end with one
+_MOST_FRAMES = 1 << 16  # that the extension adds in one pass
 
 
 class _Frame:
@@ -74,7 +75,12 @@ class NativeBackend:
 
     def add(self, bodies: list[Body], acc: F32, threads: Threads) -> None:
         frames = tuple(_tuple(body) for body in bodies)
-        threads.split(-(-acc.size // _BLOCK), _BLOCK, lambda a, b: self._native.add(frames, acc, *_values(a, b, acc)))
+
+        def work(first: int, last: int) -> None:
+            for at in range(0, len(frames), _MOST_FRAMES):
+                self._native.add(frames[at : at + _MOST_FRAMES], acc, *_values(first, last, acc))
+
+        threads.split(-(-acc.size // _BLOCK), _BLOCK, work)
 
     def _crc_of(self, scales: memoryview, geometry: Geometry, parts: list[tuple[int, int]]) -> int:
         """Of the scales at the start of a view, followed by parts given as (CRC-32C, length)."""
