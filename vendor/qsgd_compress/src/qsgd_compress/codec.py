@@ -97,7 +97,7 @@ def encode(
     if entropy is None:
         return unsealed.seal(Header(geometry, norm, None, seed, geometry.codes_bytes, unsealed.body_crc32c).pack())
     scales, codes = unsealed.body[: geometry.scales_bytes], unsealed.body[geometry.scales_bytes :]
-    body = b"".join([scales, *zstd.compress(codes, helpers)])
+    body = b"".join([scales, *zstd.compress(codes, bits, helpers)])
     payload_bytes = len(body) - geometry.scales_bytes
     return Header(geometry, norm, entropy, seed, payload_bytes, crc32c(body)).pack() + body
 
@@ -171,7 +171,7 @@ def _open(blob: Blob, expected_size: int, weight: float, threads: Threads) -> Bo
         _compare(crc, header)
     else:
         _compare(crc32c(frame[HEADER_BYTES:]), header)
-        body = Body(geometry, scales, memoryview(zstd.decompress(payload, geometry.codes_bytes)), weight)
+        body = Body(geometry, scales, memoryview(zstd.decompress(payload, geometry)), weight)
         reserved, _ = _BACKEND.find_reserved(body, threads)
     body.check_scales()
     if reserved >= 0:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
+
 from .errors import CorruptFrame
-from .frame import ZSTD_BLOCK_BYTES
+from .frame import ZSTD_BLOCK_BYTES, Geometry
+from .loading import NATIVE
 from .threads import Threads
 
-LEVEL = 1
 _CHECKSUM_BYTES = 4
 _RLE_BLOCK, _RESERVED_BLOCK = 1, 3
 
@@ -17,25 +19,44 @@ def _zstandard() -> ModuleType:
     try:
         import zstandard
     except ImportError as error:
-        raise ImportError("entropy coding needs the zstandard package: pip install 'qsgd-compress[zstd]'") from error
+        raise ImportError(
+            "frames with entropy coding are read by the zstandard package: pip install 'qsgd-compress[zstd]'"
+        ) from error
     return zstandard
 
 
-def compress(codes: memoryview, threads: Threads) -> list[bytes]:
+def compress(codes: memoryview, bits: int, threads: Threads) -> list[bytes]:
     """The zstd frames of `codes`."""
-    zstandard = _zstandard()
+
+    def frame(piece: memoryview) -> bytes:
+        if NATIVE is not None:
+            packed: bytes = NATIVE.compress(piece, bits)
+            return packed
+        from .huffman import zstd_frame
+
+        return zstd_frame(np.frombuffer(piece, np.uint8), bits)
 
     def work(first: int, last: int) -> list[bytes]:
-        compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
-        return [
-            compressor.compress(codes[at * ZSTD_BLOCK_BYTES : (at + 1) * ZSTD_BLOCK_BYTES]) for at in range(first, last)
-        ]
+        return [frame(codes[at * ZSTD_BLOCK_BYTES : (at + 1) * ZSTD_BLOCK_BYTES]) for at in range(first, last)]
 
     blocks = -(-len(codes) // ZSTD_BLOCK_BYTES)
     return [block for part in threads.split(blocks, ZSTD_BLOCK_BYTES, work) for block in part]
 
 
-def decompress(payload: memoryview, codes_bytes: int) -> bytearray:
+def decompress(payload: memoryview, geometry: Geometry) -> bytearray:
+    """The codes that the zstd frames hold, as words."""
+    codes = _decompress(payload, geometry.codes_bytes)
+    if geometry.bits == 4:
+        if NATIVE is not None:
+            NATIVE.separate(codes)
+        else:
+            from .huffman import separate
+
+            separate(np.frombuffer(codes, np.uint8))
+    return codes
+
+
+def _decompress(payload: memoryview, codes_bytes: int) -> bytearray:
     """The `codes_bytes` bytes of codes; CorruptFrame for anything else. No block grows past its place."""
     zstandard = _zstandard()
     decompressor = zstandard.ZstdDecompressor()

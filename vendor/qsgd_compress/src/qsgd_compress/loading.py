@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from types import ModuleType
 
 CHOICE = "QSGD_COMPRESS_BACKEND"
+#: The functions that _native has and what they take and give; counted up with them, here and in native/module.c.
+INTERFACE = 1
 
 
 def _load() -> ModuleType | None:
@@ -15,12 +18,23 @@ def _load() -> ModuleType | None:
     if choice == "numpy":
         return None
     try:
-        from . import _native
+        import qsgd_compress._native as built
+
+        module: ModuleType = built
+        found = getattr(module, "INTERFACE", 0)
+        if found != INTERFACE:
+            raise ImportError(f"{module.__file__} was built from other sources (interface {found}, not {INTERFACE})")
     except ImportError as error:
         if choice == "native":
             raise ImportError(f"{CHOICE} asks for the C part of qsgd_compress, which is not there: {error}") from error
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(
+                f"qsgd_compress runs on NumPy, some ten times slower; install it again, because its C part does not"
+                f" load: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return None
-    module: ModuleType = _native
     return module
 
 

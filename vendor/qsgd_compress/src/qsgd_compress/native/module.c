@@ -10,6 +10,7 @@
 #endif
 
 #include "crc32c.h"
+#include "huffman.h"
 #include "kernels.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -17,6 +18,7 @@
 #endif
 
 enum { HEADER_BYTES = 40, LARGEST_COUNT = 1 << 16 };
+enum { INTERFACE = 1 }; /* counted up with every change of `methods` or of what they take or give; also in loading.py */
 static const int64_t largest_size = (int64_t)1 << 48;
 
 static const Kernels *available[3];
@@ -264,6 +266,56 @@ done:
     Py_RETURN_NONE;
 }
 
+/* ---- entropy coding ---- */
+
+PyDoc_STRVAR(compress_doc, "compress(codes, bits) -> one zstd frame of whole groups, at most 2**31 bytes.");
+
+static PyObject *compress(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer codes;
+    int bits;
+    if (!PyArg_ParseTuple(args, "y*i", &codes, &bits)) return NULL;
+    PyObject *frame = NULL;
+    unsigned char *room = NULL;
+    if (codes.len % GROUP_BYTES || codes.len > (Py_ssize_t)1 << 31 || (bits != 4 && bits != 8)) {
+        PyErr_SetString(PyExc_ValueError, "no such codes");
+        goto done;
+    }
+    room = PyMem_Malloc(zstd_bound((size_t)codes.len));
+    if (!room) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    size_t length;
+    Py_BEGIN_ALLOW_THREADS
+    length = zstd_frame(codes.buf, (size_t)codes.len, bits == 4, room);
+    Py_END_ALLOW_THREADS
+    frame = PyBytes_FromStringAndSize((const char *)room, (Py_ssize_t)length);
+done:
+    PyMem_Free(room);
+    PyBuffer_Release(&codes);
+    return frame;
+}
+
+PyDoc_STRVAR(separate_doc, "separate(codes): the codes of 4 bits that a zstd frame held, back into words, in place.");
+
+static PyObject *separate_codes(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer codes;
+    if (!PyArg_ParseTuple(args, "w*", &codes)) return NULL;
+    const int whole = codes.len % GROUP_BYTES == 0;
+    if (whole) {
+        Py_BEGIN_ALLOW_THREADS
+        separate(codes.buf, (size_t)codes.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&codes);
+    if (!whole) return PyErr_Format(PyExc_ValueError, "no whole groups");
+    Py_RETURN_NONE;
+}
+
 /* ---- checksums ---- */
 
 PyDoc_STRVAR(crc32c_doc, "crc32c(data, crc=0, portable=False) -> int\n\n"
@@ -328,12 +380,14 @@ static PyMethodDef methods[] = {
     {"add", add, METH_VARARGS, add_doc},
     {"allocate", allocate, METH_VARARGS, allocate_doc},
     {"check", check, METH_VARARGS, check_doc},
+    {"compress", compress, METH_VARARGS, compress_doc},
     {"combine", combine, METH_VARARGS, combine_doc},
     {"crc32c", crc32c_of, METH_VARARGS, crc32c_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
     {"instruction_sets", instruction_sets, METH_NOARGS, instruction_sets_doc},
     {"put", put, METH_VARARGS, put_doc},
     {"quantise", quantise, METH_VARARGS, quantise_doc},
+    {"separate", separate_codes, METH_VARARGS, separate_doc},
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -353,5 +407,7 @@ PyMODINIT_FUNC PyInit__native(void)
         available[available_count++] = &kernels_avx512;
 #endif
     kernels = available[available_count - 1];
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE)) Py_CLEAR(module);
+    return module;
 }
