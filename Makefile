@@ -37,5 +37,6 @@ format: setup  ## ruff's formatting and mechanical corrections
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-clean:  ## remove the virtual environment and caches; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info vendor/qsgd_compress/src/*.egg-info
+clean:  ## remove the virtual environment, what was built, and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	cd vendor/qsgd_compress && rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info src/qsgd_compress/_native*.so
