@@ -85,7 +85,7 @@ pip install --quiet -e "./${codec}[test]" -e '.[local,test]'
 
 part=built
 QSGD_COMPRESS_BACKEND=native $bin/python -c 'import qsgd_compress' 2>/dev/null || part=$(lacks)
-needs='' packages='' slower="The codec runs on NumPy, with the same bytes and some ten times slower"
+needs='' packages='' slower="The codec runs on NumPy, with the same bytes and ten to twenty times slower"
 case $part in
     compiler) needs="a C compiler" packages="gcc libc6-dev" ;;
     headers) needs="Python's headers" packages="python$wants-dev" ;;

@@ -26,11 +26,11 @@ def _load() -> ModuleType | None:
             raise ImportError(f"{module.__file__} was built from other sources (interface {found}, not {INTERFACE})")
     except ImportError as error:
         if choice == "native":
-            raise ImportError(f"{CHOICE} asks for the C part of qsgd_compress, which is not there: {error}") from error
+            raise ImportError(f"{CHOICE} asks for the C part of qsgd_compress, which cannot be used: {error}") from error
         if not isinstance(error, ModuleNotFoundError):
             warnings.warn(
-                f"qsgd_compress runs on NumPy, some ten times slower; install it again, because its C part does not"
-                f" load: {error}",
+                "qsgd_compress runs on NumPy, ten to twenty times slower, because its C part cannot be used;"
+                f" install it again: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
