@@ -26,7 +26,7 @@ def _load() -> ModuleType | None:
             raise ImportError(f"{module.__file__} was built from other sources (interface {found}, not {INTERFACE})")
     except ImportError as error:
         if choice == "native":
-            raise ImportError(f"{CHOICE} asks for the C part of qsgd_compress, which cannot be used: {error}") from error
+            raise ImportError(f"{CHOICE} asks for the C part of qsgd_compress, which is missing: {error}") from error
         if not isinstance(error, ModuleNotFoundError):
             warnings.warn(
                 "qsgd_compress runs on NumPy, ten to twenty times slower, because its C part cannot be used;"
