@@ -1,20 +1,11 @@
-"""What stands behind a header once it is checked, and what an encoder leaves: the types that both backends share."""
+"""What stands behind a frame's header, and the checks that both backends share."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from .errors import CorruptFrame
-from .frame import LANES, Geometry, Norm
-from .threads import Threads
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    F32: TypeAlias = NDArray[np.float32]
-
+from .frame import LANES, Geometry
 
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
@@ -57,44 +48,3 @@ class Body:
         code_v = (words >> shift_k[:, None] & np.uint32((1 << geometry.bits) - 1)).reshape(-1)
         if (code_v[used:] != geometry.levels).any():
             raise CorruptFrame("the padding after the last value is not zero")
-
-
-class Unsealed(Protocol):
-    """A frame whose header is not written yet."""
-
-    @property
-    def body(self) -> memoryview:
-        """Scales and codes."""
-        ...
-
-    @property
-    def body_crc32c(self) -> int:
-        """The checksum of `body`."""
-        ...
-
-    def seal(self, header: bytes) -> bytes:
-        """The whole frame."""
-        ...
-
-
-class Backend(Protocol):
-    """The arithmetic. Every backend gives the same bytes and values."""
-
-    @property
-    def name(self) -> str: ...
-
-    def quantise(self, x: F32, geometry: Geometry, norm: Norm, seed: int, threads: Threads) -> Unsealed:
-        """Scales and codes of x (size,). Raises NonFiniteGradient."""
-        ...
-
-    def find_reserved(self, body: Body, threads: Threads) -> tuple[int, int]:
-        """The first group with a reserved code, or -1; and the CRC-32C of scales and codes."""
-        ...
-
-    def decode(self, body: Body, out: F32, threads: Threads) -> None:
-        """The values of a checked body, into out (size,)."""
-        ...
-
-    def add(self, bodies: list[Body], acc: F32, threads: Threads) -> None:
-        """acc (size,) += the weighted values of checked bodies, one after the other."""
-        ...

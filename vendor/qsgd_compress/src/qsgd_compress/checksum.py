@@ -12,7 +12,7 @@ def crc32c(*pieces: bytes | memoryview) -> int:
         for piece in pieces:
             crc = NATIVE.crc32c(piece, crc)
         return crc
-    import google_crc32c  # imported here: it costs three milliseconds, and the C part does without
+    import google_crc32c  # imported here: it costs a millisecond or so, and the C part does without
     import numpy as np
 
     crc = 0

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import numpy as np
 
-from . import entropy as zstd
-from .body import Backend, Body
+from .body import Body
 from .checksum import crc32c
 from .errors import CorruptFrame, SizeMismatch
 from .frame import (
@@ -32,8 +31,8 @@ from .threads import Threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .body import F32
     from .info import FrameInfo
+    from .protocols import F32, Backend
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -96,6 +95,8 @@ def encode(
     unsealed = _BACKEND.quantise(x, geometry, norm, seed, helpers)
     if entropy is None:
         return unsealed.seal(Header(geometry, norm, None, seed, geometry.codes_bytes, unsealed.body_crc32c).pack())
+    from . import entropy as zstd
+
     scales, codes = unsealed.body[: geometry.scales_bytes], unsealed.body[geometry.scales_bytes :]
     body = b"".join([scales, *zstd.compress(codes, bits, helpers)])
     payload_bytes = len(body) - geometry.scales_bytes
@@ -170,6 +171,8 @@ def _open(blob: Blob, expected_size: int, weight: float, threads: Threads) -> Bo
         reserved, crc = _BACKEND.find_reserved(body, threads)
         _compare(crc, header)
     else:
+        from . import entropy as zstd
+
         _compare(crc32c(frame[HEADER_BYTES:]), header)
         body = Body(geometry, scales, memoryview(zstd.decompress(payload, geometry)), weight)
         reserved, _ = _BACKEND.find_reserved(body, threads)

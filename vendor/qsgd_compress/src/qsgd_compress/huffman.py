@@ -86,7 +86,7 @@ def _literals(block: U8, count_s: list[int]) -> bytes | None:
 def code_lengths(count_s: list[int]) -> list[int]:
     """Lengths of an optimal prefix code of at most 11 bits: package-merge (Larmore and Hirschberg 1990).
 
-    Symbols in ascending order of (count, symbol), leaves before packages of the same weight. At least two symbols occur.
+    Symbols in ascending order of (count, symbol), leaves before packages of the same weight; two occur at least.
     """
     leaves = sorted((count, symbol) for symbol, count in enumerate(count_s) if count)
     row = [count for count, _ in leaves]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .body import Body, Unsealed
+from .body import Body
 from .errors import NonFiniteGradient
 from .frame import GROUP_BYTES, HEADER_BYTES, Geometry, Norm
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from .body import F32
+    from .protocols import F32, Unsealed
 
 _BLOCK = 128  # values: ranges of decode and add start and end with one
 _MOST_FRAMES = 1 << 16  # that the extension adds in one pass

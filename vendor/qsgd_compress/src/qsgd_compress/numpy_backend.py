@@ -6,17 +6,20 @@ range. Work runs in chunks of some 2**17 values, so that every intermediate stay
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .body import Body, Unsealed, largest_scale
+from .body import Body, largest_scale
 from .checksum import crc32c
 from .errors import NonFiniteGradient
 from .frame import HEADER_BYTES, LANES, Geometry, Norm
 from .rounding import FRACTION_BITS, U32, bucket_keys, counters, hash_pairs, uniforms
 from .threads import Threads
+
+if TYPE_CHECKING:
+    from .protocols import Unsealed
 
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]

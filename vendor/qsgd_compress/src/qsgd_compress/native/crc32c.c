@@ -162,7 +162,10 @@ void crc32c_prepare(void)
         for (int b = 0; b < 256; b++) slices[s][b] = slices[s - 1][b] >> 8 ^ slices[0][slices[s - 1][b] & 0xFF];
     const uint32_t far = power(8 * STREAM_BYTES);
     for (int i = 0; i < 4; i++)
-        for (uint32_t b = 0; b < 256; b++) shifts[i][b] = multiply(b << (8 * i), far);
+        for (uint32_t b = 1; b < 256; b++) {
+            const uint32_t lowest = b & -b;
+            shifts[i][b] = b == lowest ? multiply(b << (8 * i), far) : shifts[i][lowest] ^ shifts[i][b ^ lowest];
+        }
 #if defined(__x86_64__)
     has_instruction = __builtin_cpu_supports("sse4.2");
     has_folding = has_instruction && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
