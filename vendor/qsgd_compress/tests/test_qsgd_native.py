@@ -43,8 +43,8 @@ class TestCrc32c:
     SIZES = (*range(201), *(border + off for border in BORDERS for off in (-9, -8, -1, 0, 1, 7, 8, 9, 200)))
     DATA = np.random.default_rng(0).integers(0, 256, 6_144 * 18 + 16, dtype=np.uint8).tobytes()
 
-    @pytest.mark.parametrize("portable", [False, True])
-    def test_known_values(self, native, portable):
+    @pytest.mark.parametrize("form", [0, 1, 2])
+    def test_known_values(self, native, form):
         """RFC 3720, appendix B.4, and the check value of the catalogue of CRCs."""
         for data, crc in [
             (b"", 0),
@@ -54,21 +54,21 @@ class TestCrc32c:
             (bytes(range(32)), 0x46DD794E),
             (bytes(range(31, -1, -1)), 0x113FDB5C),
         ]:
-            assert native.crc32c(data, 0, portable) == crc
+            assert native.crc32c(data, 0, form) == crc
 
-    @pytest.mark.parametrize("portable", [False, True])
-    def test_every_length_is_what_google_says(self, native, portable):
+    @pytest.mark.parametrize("form", [0, 1, 2])
+    def test_every_length_is_what_google_says(self, native, form):
         for size in self.SIZES:
             for start in (0, 1, 5):
                 data = self.DATA[start : start + size]
-                assert native.crc32c(data, 0, portable) == google_crc32c.value(data), size
+                assert native.crc32c(data, 0, form) == google_crc32c.value(data), size
 
-    @pytest.mark.parametrize("portable", [False, True])
-    def test_it_goes_on_from_what_stands_before(self, native, portable):
+    @pytest.mark.parametrize("form", [0, 1, 2])
+    def test_it_goes_on_from_what_stands_before(self, native, form):
         whole = google_crc32c.value(self.DATA)
         for size in self.SIZES:
-            before = native.crc32c(self.DATA[:size], 0, portable)
-            assert native.crc32c(memoryview(self.DATA)[size:], before, portable) == whole
+            before = native.crc32c(self.DATA[:size], 0, form)
+            assert native.crc32c(memoryview(self.DATA)[size:], before, form) == whole
 
     def test_two_pieces_are_put_together(self, native):
         whole = google_crc32c.value(self.DATA)
@@ -223,7 +223,7 @@ class TestWrongCalls:
             call(native, "decode", frame=wrong)
         with pytest.raises(TypeError):
             call(native, "add", frames=wrong)
-        with pytest.raises((TypeError, SystemError)):  # the latter is CPython's own, for unpacking what is no tuple
+        with pytest.raises(TypeError):
             call(native, "add", frames=(wrong,))
 
     @pytest.mark.parametrize("target", [*NO_BUFFER, bytes(4_000), bytearray(), bytearray(3_999), bytearray(8_000)])

@@ -8,7 +8,7 @@ from types import ModuleType
 
 CHOICE = "QSGD_COMPRESS_BACKEND"
 #: The functions that _native has and what they take and give; counted up with them, here and in native/module.c.
-INTERFACE = 1
+INTERFACE = 2
 
 
 def _load() -> ModuleType | None:

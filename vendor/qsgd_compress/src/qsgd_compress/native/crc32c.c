@@ -50,7 +50,7 @@ static uint64_t load64(const unsigned char *at)
 }
 
 /* Without the inversions at both ends. */
-static uint32_t update_portable(uint32_t crc, const unsigned char *data, size_t length)
+static uint32_t update_tables(uint32_t crc, const unsigned char *data, size_t length)
 {
     for (; length >= 8; length -= 8, data += 8) {
         const uint64_t v = load64(data) ^ crc;
@@ -59,11 +59,6 @@ static uint32_t update_portable(uint32_t crc, const unsigned char *data, size_t 
     }
     for (; length; length--) crc = crc >> 8 ^ slices[0][(crc ^ *data++) & 0xFF];
     return crc;
-}
-
-uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t length)
-{
-    return ~update_portable(~crc, data, length);
 }
 
 #if defined(__x86_64__)
@@ -97,7 +92,7 @@ WITH_INSTRUCTION static uint32_t update(uint32_t crc, const unsigned char *data,
         crc = shift(shift(crc) ^ second) ^ third;
     }
     for (; length >= 8; length -= 8, data += 8) crc = STEP(crc, load64(data));
-    return update_portable(crc, data, length);
+    return update_tables(crc, data, length);
 }
 #endif
 
@@ -140,15 +135,20 @@ __attribute__((target("avx512f,pclmul,vpclmulqdq"))) static uint32_t update_fold
 }
 #endif
 
-uint32_t crc32c(uint32_t crc, const unsigned char *data, size_t length)
+uint32_t crc32c_form(int form, uint32_t crc, const unsigned char *data, size_t length)
 {
 #if defined(__x86_64__)
-    if (has_folding) return ~update_folding(~crc, data, length);
+    if (form <= CRC32C_FOLDING && has_folding) return ~update_folding(~crc, data, length);
 #endif
 #if defined(STEP)
-    if (has_instruction) return ~update(~crc, data, length);
+    if (form <= CRC32C_INSTRUCTION && has_instruction) return ~update(~crc, data, length);
 #endif
-    return crc32c_portable(crc, data, length);
+    return ~update_tables(~crc, data, length);
+}
+
+uint32_t crc32c(uint32_t crc, const unsigned char *data, size_t length)
+{
+    return crc32c_form(CRC32C_FOLDING, crc, data, length);
 }
 
 void crc32c_prepare(void)

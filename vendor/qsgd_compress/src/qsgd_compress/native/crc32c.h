@@ -8,8 +8,11 @@
 enum { CRC32C_STRIDE = 6144 }; /* bytes: multiples of it take the least time */
 
 void crc32c_prepare(void); /* before anything else; once */
+
+/* Forms of the same sum, best first; one that the processor lacks is replaced by the next. */
+enum { CRC32C_FOLDING, CRC32C_INSTRUCTION, CRC32C_TABLES };
 uint32_t crc32c(uint32_t crc, const unsigned char *data, size_t length); /* crc: of what stands before, 0 for nothing */
-uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t length); /* the same without the processor's own instruction */
-uint32_t crc32c_combine(uint32_t first, uint32_t second, uint64_t second_length);  /* of two pieces in a row */
+uint32_t crc32c_form(int form, uint32_t crc, const unsigned char *data, size_t length);
+uint32_t crc32c_combine(uint32_t first, uint32_t second, uint64_t second_length); /* of two pieces in a row */
 
 #endif

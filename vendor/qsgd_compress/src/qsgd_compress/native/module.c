@@ -18,7 +18,7 @@
 #endif
 
 enum { HEADER_BYTES = 40, LARGEST_COUNT = 1 << 16 };
-enum { INTERFACE = 1 }; /* counted up with every change of `methods` or of what they take or give; also in loading.py */
+enum { INTERFACE = 2 }; /* counted up with every change of `methods` or of what they take or give; also in loading.py */
 static const int64_t largest_size = (int64_t)1 << 48;
 
 static const Kernels *available[3];
@@ -179,6 +179,10 @@ done:
  * release. */
 static int frame_of(PyObject *tuple, int64_t size, Frame *frame, Py_buffer *scales, Py_buffer *codes)
 {
+    if (!PyTuple_Check(tuple)) {
+        PyErr_SetString(PyExc_TypeError, "a frame must be a tuple");
+        return 0;
+    }
     if (!PyArg_ParseTuple(tuple, "y*y*iid", scales, codes, &frame->bits, &frame->log2_bucket, &frame->weight)) return 0;
     frame->scales = scales->buf;
     frame->codes = codes->buf;
@@ -318,19 +322,20 @@ static PyObject *separate_codes(PyObject *module, PyObject *args)
 
 /* ---- checksums ---- */
 
-PyDoc_STRVAR(crc32c_doc, "crc32c(data, crc=0, portable=False) -> int\n\n"
-                         "`crc` is of what stands before; `portable` does without the processor's own instruction.");
+PyDoc_STRVAR(crc32c_doc, "crc32c(data, crc=0, form=0) -> int\n\n"
+                         "`crc` is of what stands before; `form` 1 does without carry-less multiplication, 2 without the\n"
+                         "processor's own instruction too.");
 
 static PyObject *crc32c_of(PyObject *module, PyObject *args)
 {
     (void)module;
     Py_buffer data;
     unsigned int before = 0;
-    int portable = 0;
-    if (!PyArg_ParseTuple(args, "y*|Ip", &data, &before, &portable)) return NULL;
+    int form = CRC32C_FOLDING;
+    if (!PyArg_ParseTuple(args, "y*|Ii", &data, &before, &form)) return NULL;
     uint32_t crc;
     Py_BEGIN_ALLOW_THREADS
-    crc = (portable ? crc32c_portable : crc32c)(before, data.buf, (size_t)data.len);
+    crc = crc32c_form(form, before, data.buf, (size_t)data.len);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return PyLong_FromUnsignedLong(crc);
