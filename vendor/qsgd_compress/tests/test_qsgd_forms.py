@@ -150,7 +150,7 @@ def test_sizes_around_groups_and_buckets(arithmetic, instruction_set, bits, norm
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("at", [0, 1, 15, 16, 63, 64, 500, 2_047])
 def test_each_finds_the_reserved_code_wherever_it_is(in_form, bits, at):
-    """Reached without checksums: `find_reserved` looks at the codes as they stand."""
+    """Reached without checksums: `check` looks at the codes as they stand."""
     frame = q.encode(np.zeros(2_048, np.float32), bits=bits)
     codes = bytearray(frame[40 + 16 :])
     geometry = Geometry(2_048, bits, 512)
@@ -159,8 +159,8 @@ def test_each_finds_the_reserved_code_wherever_it_is(in_form, bits, at):
     value = int.from_bytes(codes[word : word + 4], "little") | ((1 << bits) - 1) << bits * (within // 16)
     codes[word : word + 4] = value.to_bytes(4, "little")
     scales = memoryview(frame)[40:56]
-    assert codec._BACKEND.find_reserved(Body(geometry, scales, memoryview(codes), 1.0), Threads(1))[0] >= 0
-    assert codec._BACKEND.find_reserved(Body(geometry, scales, memoryview(frame)[56:], 1.0), Threads(1))[0] == -1
+    assert codec._BACKEND.check(Body(geometry, scales, memoryview(codes), 1.0), Threads(1))[0]
+    assert not codec._BACKEND.check(Body(geometry, scales, memoryview(frame)[56:], 1.0), Threads(1))[0]
 
 
 def placed(values: F32, offset: int) -> F32:

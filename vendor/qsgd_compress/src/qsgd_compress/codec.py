@@ -168,18 +168,16 @@ def _open(blob: Blob, expected_size: int, weight: float, threads: Threads) -> Bo
     payload = frame[HEADER_BYTES + geometry.scales_bytes :]
     if header.entropy is None:
         body = Body(geometry, scales, payload, weight)
-        reserved, crc = _BACKEND.find_reserved(body, threads)
+        fault, crc = _BACKEND.check(body, threads)
         _compare(crc, header)
     else:
         from . import entropy as zstd
 
         _compare(crc32c(frame[HEADER_BYTES:]), header)
         body = Body(geometry, scales, memoryview(zstd.decompress(payload, geometry)), weight)
-        reserved, _ = _BACKEND.find_reserved(body, threads)
-    body.check_scales()
-    if reserved >= 0:
-        raise CorruptFrame(f"a code of the groups from {reserved} on is reserved")
-    body.check_padding()
+        fault, _ = _BACKEND.check(body, threads)
+    if fault:
+        raise CorruptFrame(fault)
     return body
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 CHOICE = "QSGD_COMPRESS_BACKEND"
 #: The functions that _native has and what they take and give; counted up with them, here and in native/module.c.
-INTERFACE = 2
+INTERFACE = 3
 
 
 def _load() -> ModuleType | None:

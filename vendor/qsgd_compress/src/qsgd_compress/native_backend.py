@@ -56,9 +56,12 @@ class NativeBackend:
             return crc, groups * GROUP_BYTES
 
         parts = threads.split(geometry.buckets, geometry.bucket_size, work)
-        return _Frame(native, frame, self._crc_of(memoryview(frame)[HEADER_BYTES:], geometry, parts))
+        crc = native.crc32c(memoryview(frame)[HEADER_BYTES : HEADER_BYTES + geometry.scales_bytes])
+        for following, length in parts:
+            crc = native.combine(crc, following, length)
+        return _Frame(native, frame, crc)
 
-    def find_reserved(self, body: Body, threads: Threads) -> tuple[int, int]:
+    def check(self, body: Body, threads: Threads) -> tuple[str | None, int]:
         geometry = body.geometry
 
         def work(first: int, last: int) -> tuple[int, int, int]:
@@ -66,8 +69,13 @@ class NativeBackend:
             return group, crc, (last - first) * GROUP_BYTES
 
         parts = threads.split(geometry.codes_bytes // GROUP_BYTES, geometry.group_size, work)
-        found = next((group for group, _, _ in parts if group >= 0), -1)
-        return found, self._crc_of(body.scales, geometry, [(crc, length) for _, crc, length in parts])
+        bucket, crc = self._native.check_scales(body.scales, geometry.bits)
+        for _, following, length in parts:
+            crc = self._native.combine(crc, following, length)
+        if bucket >= 0:
+            return body.fault_of_scale(bucket), crc
+        groups = [group for group, _, _ in parts if group >= 0]
+        return body.fault_of_group(groups[0]) if groups else None, crc
 
     def decode(self, body: Body, out: F32, threads: Threads) -> None:
         frame = _tuple(body)
@@ -81,13 +89,6 @@ class NativeBackend:
                 self._native.add(frames[at : at + _MOST_FRAMES], acc, *_values(first, last, acc))
 
         threads.split(-(-acc.size // _BLOCK), _BLOCK, work)
-
-    def _crc_of(self, scales: memoryview, geometry: Geometry, parts: list[tuple[int, int]]) -> int:
-        """Of the scales at the start of a view, followed by parts given as (CRC-32C, length)."""
-        crc: int = self._native.crc32c(scales[: geometry.scales_bytes])
-        for following, length in parts:
-            crc = self._native.combine(crc, following, length)
-        return crc
 
 
 def _tuple(body: Body) -> tuple[memoryview, memoryview, int, int, float]:

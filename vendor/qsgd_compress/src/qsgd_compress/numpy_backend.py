@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .body import Body, largest_scale
+from .body import Body
 from .checksum import crc32c
 from .errors import NonFiniteGradient
 from .frame import HEADER_BYTES, LANES, Geometry, Norm
@@ -31,6 +31,11 @@ _INFINITY_BITS = np.uint32(0x7F800000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALL_SCALE = 2.0**-100  # below it 2**24 / scale would leave float32
 _LIFT = 2.0**64  # exact for every value of such a bucket
+
+
+def largest_scale(levels: int) -> np.float32:
+    """The largest float32 whose product with `levels` is finite; no frame holds a larger scale."""
+    return np.float32(_round_down(np.array([_LARGEST / levels]))[0])
 
 
 def _round_down(x_n: F64) -> F32:
@@ -115,14 +120,21 @@ class NumpyBackend:
         threads.split(geometry.buckets, geometry.bucket_size, work)
         return frame
 
-    def find_reserved(self, body: Body, threads: Threads) -> tuple[int, int]:
+    def check(self, body: Body, threads: Threads) -> tuple[str | None, int]:
+        crc = crc32c(body.scales, body.codes)
+        scale = np.frombuffer(body.scales, np.float32)
+        # Of non-negative floats the order of the bits is that of the values; whatever has a sign is above them all.
+        wrong = scale.view(np.uint32) > largest_scale(body.geometry.levels).view(np.uint32)
+        if wrong.any():
+            return body.fault_of_scale(int(np.argmax(wrong))), crc
         words_gl = _words_of(body)
         step = CHUNK_VALUES // body.geometry.group_size
-        found = -1
         for start in range(0, len(words_gl), step):
-            if found < 0 and _has_reserved(words_gl[start : start + step], body.geometry.bits):
-                found = start
-        return found, crc32c(body.scales, body.codes)
+            if _has_reserved(words_gl[start : start + step], body.geometry.bits):
+                return body.fault_of_group(start), crc
+        if not _is_padded(words_gl, body.geometry):
+            return body.fault_of_group(len(words_gl) - 1), crc
+        return None, crc
 
     def decode(self, body: Body, out: F32, threads: Threads) -> None:
         geometry = body.geometry
@@ -228,6 +240,13 @@ def _has_reserved(words_gl: U32, bits: int) -> bool:
     ones = words_gl & words_gl >> np.uint32(1)
     ones &= ones >> np.uint32(2)
     return bool((ones & np.uint32(0x11111111)).any())
+
+
+def _is_padded(words_gl: U32, geometry: Geometry) -> bool:
+    """Whether the codes after the last value are zero's."""
+    used = geometry.size % geometry.group_size
+    last_v = _unpack(words_gl[-1:], geometry.bits, np.empty(len(words_gl[-1:]) * geometry.group_size, np.uint32))
+    return not used or bool((last_v[used:] == geometry.levels).all())
 
 
 def _unpack(words_gl: U32, bits: int, out_v: U32) -> U32:

@@ -42,8 +42,8 @@ class Backend(Protocol):
         """Scales and codes of x (size,). Raises NonFiniteGradient."""
         ...
 
-    def find_reserved(self, body: Body, threads: Threads) -> tuple[int, int]:
-        """The first group with a reserved code, or -1; and the CRC-32C of scales and codes."""
+    def check(self, body: Body, threads: Threads) -> tuple[str | None, int]:
+        """What no encoder writes in a body, as a clause, or None; and the CRC-32C of scales and codes."""
         ...
 
     def decode(self, body: Body, out: F32, threads: Threads) -> None:

@@ -18,7 +18,7 @@
 #endif
 
 enum { HEADER_BYTES = 40, LARGEST_COUNT = 1 << 16 };
-enum { INTERFACE = 2 }; /* counted up with every change of `methods` or of what they take or give; also in loading.py */
+enum { INTERFACE = 3 }; /* counted up with every change of `methods` or of what they take or give; also in loading.py */
 static const int64_t largest_size = (int64_t)1 << 48;
 
 static const Kernels *available[3];
@@ -143,10 +143,53 @@ done:
 
 /* ---- reading ---- */
 
+PyDoc_STRVAR(check_scales_doc,
+             "check_scales(scales, bits) -> (index, crc)\n\n"
+             "The first of a frame's scales that no encoder writes, or -1, and the CRC-32C of all of them.");
+
+static PyObject *check_scales(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer scales;
+    int bits;
+    if (!PyArg_ParseTuple(args, "y*i", &scales, &bits)) return NULL;
+    if (scales.len % 4 || (bits != 4 && bits != 8)) {
+        PyBuffer_Release(&scales);
+        return PyErr_Format(PyExc_ValueError, "no such scales");
+    }
+    const uint32_t largest = bits == 4 ? 0x7E124924 : 0x7C010203; /* `top` of README.md */
+    const unsigned char *at = scales.buf;
+    int64_t wrong = -1;
+    uint32_t crc;
+    Py_BEGIN_ALLOW_THREADS
+    crc = crc32c(0, at, (size_t)scales.len);
+    for (int64_t i = 0; i < scales.len / 4 && wrong < 0; i++) {
+        uint32_t scale; /* as bits: what is negative or NaN lies above the largest */
+        memcpy(&scale, at + 4 * i, 4);
+        if (scale > largest) wrong = i;
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&scales);
+    return Py_BuildValue("LI", (long long)wrong, (unsigned int)crc);
+}
+
 PyDoc_STRVAR(check_doc,
              "check(codes, size, bits, first, last) -> (group, crc)\n\n"
-             "Looks at groups [first, last) of a frame's codes: the first that holds a reserved code, or -1, and the\n"
-             "CRC-32C of these groups.");
+             "Looks at groups [first, last) of a frame's codes: the first that holds a code that no encoder writes (the\n"
+             "reserved one, or after the last value another than zero's), or -1; and the CRC-32C of these groups.");
+
+/* Whether the codes after the last value are zero's. */
+static int is_padded(const unsigned char *codes, const Geometry *g)
+{
+    const int64_t group = LANES * (32 / g->bits), used = g->size % group;
+    const unsigned char *words = codes + g->codes_bytes - GROUP_BYTES;
+    for (int64_t e = used ? used : group; e < group; e++) {
+        uint32_t word;
+        memcpy(&word, words + 4 * (e % LANES), 4);
+        if ((word >> (g->bits * (e / LANES)) & ((1u << g->bits) - 1)) != (1u << (g->bits - 1)) - 1) return 0;
+    }
+    return 1;
+}
 
 static PyObject *check(PyObject *module, PyObject *args)
 {
@@ -158,7 +201,8 @@ static PyObject *check(PyObject *module, PyObject *args)
     Geometry g;
     PyObject *result = NULL;
     if (!geometry_of(&g, size, bits, 7) || !has_length(&codes, g.codes_bytes)) goto done;
-    if (!is_range(first, last, g.codes_bytes / GROUP_BYTES)) goto done;
+    const int64_t groups = g.codes_bytes / GROUP_BYTES;
+    if (!is_range(first, last, groups)) goto done;
     const int64_t stride = 2 * CRC32C_STRIDE / GROUP_BYTES; /* read from memory once, for both */
     int64_t wrong = -1;
     uint32_t crc = 0;
@@ -168,6 +212,7 @@ static PyObject *check(PyObject *module, PyObject *args)
         if (wrong < 0) wrong = kernels->find_reserved(codes.buf, bits, at, stop);
         crc = crc32c(crc, (const unsigned char *)codes.buf + at * GROUP_BYTES, (size_t)(stop - at) * GROUP_BYTES);
     }
+    if (wrong < 0 && first < last && last == groups && !is_padded(codes.buf, &g)) wrong = groups - 1;
     Py_END_ALLOW_THREADS
     result = Py_BuildValue("LI", (long long)wrong, (unsigned int)crc);
 done:
@@ -385,6 +430,7 @@ static PyMethodDef methods[] = {
     {"add", add, METH_VARARGS, add_doc},
     {"allocate", allocate, METH_VARARGS, allocate_doc},
     {"check", check, METH_VARARGS, check_doc},
+    {"check_scales", check_scales, METH_VARARGS, check_scales_doc},
     {"compress", compress, METH_VARARGS, compress_doc},
     {"combine", combine, METH_VARARGS, combine_doc},
     {"crc32c", crc32c_of, METH_VARARGS, crc32c_doc},
