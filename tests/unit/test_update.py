@@ -134,8 +134,10 @@ def test_adopted_weights_are_where_the_next_step_starts() -> None:
     np.testing.assert_array_equal(update.flat, recorded - np.float32(0.5))
 
 
-@pytest.mark.parametrize(("name", "models"), [("none", 2.0), ("qsgd4", 1.3)])
-def test_memory_while_averaging_does_not_depend_on_the_number_of_contributions(name: str, models: float) -> None:
+@pytest.mark.parametrize(("name", "least", "most"), [("none", 2.0, 2.3), ("qsgd4", 1.1, 1.6)])
+def test_memory_while_averaging_does_not_depend_on_the_number_of_contributions(
+    name: str, least: float, most: float
+) -> None:
     """Measured by tracemalloc, which sees NumPy's memory: the mean, one frame, then the new weights in their place."""
     plain = nn.Linear(1024, 1024, bias=False)
     layout = Layout.of(plain)
@@ -165,7 +167,7 @@ def test_memory_while_averaging_does_not_depend_on_the_number_of_contributions(n
     peak(2)  # what is imported at the first use does not count
     few, many = peak(2), peak(12)
     assert many < few + 0.05 * size
-    assert models * size < many < (models + 0.3) * size
+    assert least * size < many < most * size  # qsgd4 with scratch memory where the codec runs on NumPy
 
 
 def test_samples_that_do_not_add_up_change_nothing() -> None:
