@@ -34,7 +34,7 @@ PORTS: dict[str, tuple[str, ...]] = {
     "boto3": ("contract/store.py", "infra/", "peerless/launch/", "peer_agent/compute/stepfunctions.py"),
     "botocore": ("contract/store.py", "infra/", "peerless/launch/", "peer_agent/compute/stepfunctions.py"),
     "pika": ("peer_agent/exchange/",),
-    "qsgd_compress": ("contract/codec.py", "benchmarks/codec.py", "vendor/qsgd_compress/tests/"),
+    "qsgd_compress": ("contract/codec.py", "benchmarks/codec.py", "vendor/qsgd_compress/"),
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
