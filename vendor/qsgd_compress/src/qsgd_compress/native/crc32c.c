@@ -101,7 +101,7 @@ WITH_INSTRUCTION static uint32_t update(uint32_t crc, const unsigned char *data,
 
 /* By carry-less multiplication (V. Gopal et al. 2009): a quarter kilobyte is multiplied by x^2048 and added to the next
  * one, which leaves the remainder as it is. The last one is left to the instruction above. */
-enum { FOLD_BYTES = 256 };
+enum { FOLD_BYTES = 256, AHEAD_BYTES = 6144 };
 static uint64_t fold_low, fold_high; /* factors of the lower and the upper half of sixteen bytes */
 static int has_folding;
 
@@ -111,19 +111,37 @@ __attribute__((target("avx512f,pclmul,vpclmulqdq"))) static __m512i fold(__m512i
     return _mm512_ternarylogic_epi64(low, high, next, 0x96);
 }
 
-__attribute__((target("avx512f,pclmul,vpclmulqdq"))) static uint32_t update_folding(uint32_t crc,
-                                                                                   const unsigned char *data, size_t length)
+/* The lowest bit of every field of `bits` bits that is all ones, among others for 8. */
+__attribute__((target("avx512f,pclmul,vpclmulqdq"))) static inline __m512i ones_of(__m512i word, const int bits)
 {
+    __m512i ones = _mm512_and_si512(word, _mm512_srli_epi32(word, 1));
+    ones = _mm512_and_si512(ones, _mm512_srli_epi32(ones, 2));
+    return bits == 4 ? ones : _mm512_and_si512(ones, _mm512_srli_epi32(ones, 4));
+}
+
+/* With `bits` of 4 or 8 it also looks for fields that are all ones. */
+__attribute__((target("avx512f,pclmul,vpclmulqdq"), always_inline)) static inline uint32_t update_folding(
+    uint32_t crc, const unsigned char *data, size_t length, const int bits, int *has_ones)
+{
+    __m512i ones = _mm512_setzero_si512();
     if (length >= 2 * FOLD_BYTES) {
         const __m512i by = _mm512_set_epi64((long long)fold_high, (long long)fold_low, (long long)fold_high,
                                             (long long)fold_low, (long long)fold_high, (long long)fold_low,
                                             (long long)fold_high, (long long)fold_low);
         __m512i v[4];
-        for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(data + 64 * i);
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm512_loadu_si512(data + 64 * i);
+            if (bits) ones = _mm512_or_si512(ones, ones_of(v[i], bits));
+        }
         v[0] = _mm512_xor_si512(v[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
         for (; length >= 2 * FOLD_BYTES; length -= FOLD_BYTES) {
             data += FOLD_BYTES;
-            for (int i = 0; i < 4; i++) v[i] = fold(v[i], _mm512_loadu_si512(data + 64 * i), by);
+            for (int i = 0; i < 4; i++) {
+                const __m512i next = _mm512_loadu_si512(data + 64 * i);
+                __builtin_prefetch(data + 64 * i + AHEAD_BYTES);
+                if (bits) ones = _mm512_or_si512(ones, ones_of(next, bits));
+                v[i] = fold(v[i], next, by);
+            }
         }
         unsigned char last[FOLD_BYTES];
         for (int i = 0; i < 4; i++) _mm512_storeu_si512(last + 64 * i, v[i]);
@@ -131,14 +149,47 @@ __attribute__((target("avx512f,pclmul,vpclmulqdq"))) static uint32_t update_fold
         data += FOLD_BYTES;
         length -= FOLD_BYTES;
     }
+    if (bits) {
+        for (size_t at = 0; at < length; at += 64)
+            ones = _mm512_or_si512(ones, ones_of(_mm512_loadu_si512(data + at), bits));
+        *has_ones = _mm512_test_epi32_mask(ones, _mm512_set1_epi32(bits == 4 ? 0x11111111 : 0x01010101)) != 0;
+    }
     return update(crc, data, length);
 }
+
+__attribute__((target("avx512f,pclmul,vpclmulqdq"))) static uint32_t fold_all(uint32_t crc, const unsigned char *data,
+                                                                             size_t length, int bits, int *has_ones)
+{
+    if (bits == 4) return update_folding(crc, data, length, 4, has_ones);
+    if (bits == 8) return update_folding(crc, data, length, 8, has_ones);
+    return update_folding(crc, data, length, 0, has_ones);
+}
 #endif
+
+int crc32c_can_look(void)
+{
+#if defined(__x86_64__)
+    return has_folding;
+#else
+    return 0;
+#endif
+}
+
+uint32_t crc32c_look(uint32_t crc, const unsigned char *data, size_t length, int bits, int *has_ones)
+{
+#if defined(__x86_64__)
+    return ~fold_all(~crc, data, length, bits, has_ones);
+#else
+    (void)bits;
+    *has_ones = 1;
+    return crc32c(crc, data, length);
+#endif
+}
 
 uint32_t crc32c_form(int form, uint32_t crc, const unsigned char *data, size_t length)
 {
 #if defined(__x86_64__)
-    if (form <= CRC32C_FOLDING && has_folding) return ~update_folding(~crc, data, length);
+    if (form <= CRC32C_FOLDING && has_folding) return ~fold_all(~crc, data, length, 0, NULL);
 #endif
 #if defined(STEP)
     if (form <= CRC32C_INSTRUCTION && has_instruction) return ~update(~crc, data, length);

@@ -191,6 +191,8 @@ static int is_padded(const unsigned char *codes, const Geometry *g)
     return 1;
 }
 
+enum { LOOK_GROUPS = 1 << 16 }; /* 4 MiB: rarely is one looked at again */
+
 static PyObject *check(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -203,14 +205,17 @@ static PyObject *check(PyObject *module, PyObject *args)
     if (!geometry_of(&g, size, bits, 7) || !has_length(&codes, g.codes_bytes)) goto done;
     const int64_t groups = g.codes_bytes / GROUP_BYTES;
     if (!is_range(first, last, groups)) goto done;
-    const int64_t stride = 2 * CRC32C_STRIDE / GROUP_BYTES; /* read from memory once, for both */
+    const int64_t stride = crc32c_can_look() ? LOOK_GROUPS : 2 * CRC32C_STRIDE / GROUP_BYTES; /* read once, for both */
     int64_t wrong = -1;
     uint32_t crc = 0;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t at = first; at < last; at += stride) {
         const int64_t stop = at + stride < last ? at + stride : last;
-        if (wrong < 0) wrong = kernels->find_reserved(codes.buf, bits, at, stop);
-        crc = crc32c(crc, (const unsigned char *)codes.buf + at * GROUP_BYTES, (size_t)(stop - at) * GROUP_BYTES);
+        const unsigned char *words = (const unsigned char *)codes.buf + at * GROUP_BYTES;
+        const size_t length = (size_t)(stop - at) * GROUP_BYTES;
+        int suspect = 1;
+        crc = crc32c_can_look() ? crc32c_look(crc, words, length, bits, &suspect) : crc32c(crc, words, length);
+        if (suspect && wrong < 0) wrong = kernels->find_reserved(codes.buf, bits, at, stop);
     }
     if (wrong < 0 && first < last && last == groups && !is_padded(codes.buf, &g)) wrong = groups - 1;
     Py_END_ALLOW_THREADS
