@@ -255,8 +255,8 @@ def test_no_worker_outlives_the_service(alone: Service, end: str) -> None:
 
 
 def _answered(answer: tuple[int, bytes]) -> Exception:
-    """A service that ends in order may still say so: of its function, or of the worker where the signal, which the whole
-    process group gets, ended that one first.
+    """A service that ends in order may still say so: of its function, or of the worker where the signal, which the
+    whole process group gets, ended that one first.
     """
     assert answer[0] == 502
     assert json.loads(answer[1])["errorType"] in ("ResourceNotFoundException", "Runtime.ExitError")
