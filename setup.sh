@@ -81,7 +81,7 @@ if [ "torch==$($bin/python -c 'from importlib.metadata import version as v; prin
     pip install ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} "$torch"
 fi
 echo "installing the other packages …"
-pip install --quiet -e "./${codec}[test]" -e '.[local,test]'
+pip install --quiet -e "./${codec}[test]" -e '.[aws,local,test]'
 
 part=built
 QSGD_COMPRESS_BACKEND=native $bin/python -c 'import qsgd_compress' 2>/dev/null || part=$(lacks)
