@@ -77,6 +77,14 @@ class LocalStackError(PeerlessError):
     """A server of the local stack could not be started, or stopped answering (exit status 1)."""
 
 
+class DeploymentMissing(UserError):
+    """No deployment of this name, one that is not whole, or one that is not what the configuration asks for."""
+
+
+class DeployFailed(PeerlessError):
+    """A deployment could not be made, changed or removed (exit status 1)."""
+
+
 class RunFailed(PeerlessError):
     """A run ended without its quorum; the text names the peer and the cause (exit status 1)."""
 
