@@ -7,7 +7,6 @@ is stopped on every way out.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from contextlib import ExitStack
@@ -15,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract import tensors
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
 from contract.errors import LocalStackError, PeerlessError, RunFailed
-from contract.records import PeerReport
-from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
@@ -32,6 +28,7 @@ from peerless.launch.interrupts import Interrupts
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
+from peerless.launch.upload import provide
 from peerless.launch.workload import Workload, batches_per_round, resolve_mode
 from peerless.report.progress import Observer
 
@@ -163,27 +160,16 @@ class _Session:
         if config.compute.service == "lambda":  # registered first: workers import torch while the data travel
             counts = batches_per_round(config, batches)
             machines = self._resources.create_workers(config, counts, self._environment(), self._workers())
-        uploaded = data.upload(work.prepared, self._store, self._places)
-        flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
-        sha256 = tensors.weights_hash(work.layout, flat, buffers)
-        blob = tensors.encode_weights(work.layout, flat, buffers, run=self._run, round=0, rank=0, incarnation=0)
-        self._store.create(self._places.weights(sha256), blob)
-        spec = RunSpec(
-            run=self._run,
-            config=config,
-            places=self._places,
-            model=work.spec,
-            samples=work.prepared.samples,
-            batches=batches,
-            rounds_per_epoch=rounds_per_epoch(batches, config.batches_per_round),
-            initial_weights=sha256,
-            validation=ValidationSet(sha256=uploaded.validation_sha256, samples=uploaded.validation_samples),
-            state_machines=machines,
+        spec = provide(
+            config,
+            work,
+            self._store,
+            self._places,
+            machines=machines,
             code_digest=self._digest,
-            created=self._clock.now(),
+            clock=self._clock,
         )
         self._rounds = spec.rounds_limit
-        self._store.create(self._places.spec(), spec.to_json())
 
     def train(self, stack: ExitStack, interrupts: Interrupts) -> str | None:
         """Start the peers and follow them to their end; returns what failed, or None."""
@@ -201,35 +187,20 @@ class _Session:
 
     def finish(self, started: float, error: str | None, interrupted: bool) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
-        # After a failure the best weights so far are kept where they can be had; the failure is what gets told.
-        unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
         store = self._open_store(attempts=1) if self._broken else self._store
-        reports: tuple[PeerReport, ...] = ()
-        model: result.SavedModel | None = None
-        counters: dict[str, Any] = {}
-        with unless_failed():
-            reports = result.read_reports(store, self._places, self._config.peers)
-            if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
-                tests = self._work.prepared.test_batches()
-                model = result.fetch_model(store, self._places, self._work.spec, reports, self._config.loss, tests)
-        if model is not None:
-            self._folder.write(self._folder.model, model.safetensors)
-        with unless_failed():
-            counters = self._resources.counters()
-        summary = result.summarise(
-            run=self._run,
-            config=self._config,
-            reports=reports,
-            model=model,
-            counters=counters,
-            rounds_told=rounds_told(self._folder.events),
+        return result.conclude(
+            self._folder,
+            store,
+            self._places,
+            self._config,
+            self._work.spec,
+            self._work.prepared.test_batches,
+            counters=self._resources.counters,
             peak_memory_bytes=self._memory.peak_bytes,
-            seconds_total=self._clock.monotonic() - started,
+            seconds_total=lambda: self._clock.monotonic() - started,
             error=error,
             interrupted=interrupted,
         )
-        self._folder.write_summary(summary)
-        return summary
 
     def _open_store(self, attempts: int = 5) -> S3Store:
         cloud = self._cloud

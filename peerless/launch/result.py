@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,14 @@ from torch import Tensor
 
 from contract import models, tensors
 from contract.config import RunConfig
-from contract.errors import ObjectMissing
+from contract.errors import ObjectMissing, PeerlessError
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.objective import evaluate
 from contract.records import PeerReport
 from contract.store import ObjectStore
+from peerless.launch.follow import rounds_told
+from peerless.launch.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,53 @@ def summarise(
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
         "stages": mean_stages(whole),
     }
+
+
+def conclude(
+    folder: RunFolder,
+    store: ObjectStore,
+    places: Places,
+    config: RunConfig,
+    spec: ModelSpec,
+    test_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    *,
+    counters: Callable[[], dict[str, Any]],
+    peak_memory_bytes: int | None,
+    seconds_total: Callable[[], float],
+    error: str | None,
+    interrupted: bool,
+) -> dict[str, Any]:
+    """Fetch and test the saved model, and write model.safetensors and summary.json; gives the summary.
+
+    `error` is how the run failed, if it did: then the best weights so far are kept where they can be had, and nothing
+    is raised that would hide it. `seconds_total` is asked last.
+    """
+    unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
+    reports: tuple[PeerReport, ...] = ()
+    model: SavedModel | None = None
+    counted: dict[str, Any] = {}
+    with unless_failed():
+        reports = read_reports(store, places, config.peers)
+        if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
+            model = fetch_model(store, places, spec, reports, config.loss, test_batches())
+    if model is not None:
+        folder.write(folder.model, model.safetensors)
+    with unless_failed():
+        counted = counters()
+    summary = summarise(
+        run=places.run,
+        config=config,
+        reports=reports,
+        model=model,
+        counters=counted,
+        rounds_told=rounds_told(folder.events),
+        peak_memory_bytes=peak_memory_bytes,
+        seconds_total=seconds_total(),
+        error=error,
+        interrupted=interrupted,
+    )
+    folder.write_summary(summary)
+    return summary
 
 
 def mean_stages(reports: Sequence[PeerReport]) -> dict[str, dict[str, float]]:
