@@ -6,7 +6,6 @@ is stopped on every way out.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from contextlib import ExitStack
@@ -16,15 +15,16 @@ from typing import Any
 
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import LocalStackError, PeerlessError, RunFailed
+from contract.errors import LocalStackError, RunFailed
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from infra.local.rabbitmq import check_given
 from peerless import data
 from peerless.launch import result, shipping
-from peerless.launch.follow import END_SECONDS, follow, rounds_told
+from peerless.launch.follow import END_SECONDS, follow
 from peerless.launch.interrupts import Interrupts
+from peerless.launch.kept import keep, tell_in_folder
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
@@ -74,7 +74,7 @@ def train_local(
             check_given(given)  # before there is a folder of a run that cannot start
         folder = RunFolder.create(target)
         try:
-            digest = _keep(config, folder, dataset)
+            digest = keep(config, folder, dataset)
             with ExitStack() as stack:
                 try:
                     cloud, stays = _cloud(stack, resolved, folder, observer)
@@ -89,42 +89,11 @@ def train_local(
                     interrupts.close()
         except BaseException as cause:
             interrupts.close()
-            _tell_in_folder(folder, run, resolved, clock.monotonic() - started, cause)
+            tell_in_folder(folder, run, resolved, clock.monotonic() - started, cause)
             raise
     if error is not None:
         raise RunFailed(f"{error} (logs: {folder.logs})")
     return Outcome(run=run, folder=folder, summary=summary)
-
-
-def _keep(config: RunConfig, folder: RunFolder, dataset: data.Dataset | None) -> str:
-    """Put into the folder what repeating the run takes; gives the digest of the user's code."""
-    code, digest = shipping.bundle(config.code, folder.code)
-    kept = config.model_copy(update={"code": code})
-    if dataset is not None:  # what was passed from Python
-        folder.write(folder.dataset, data.to_npz(dataset))
-        own = config.data.model_copy(update={"source": "npz", "path": str(folder.dataset.resolve())})
-        kept = kept.model_copy(update={"data": own})
-    folder.write(folder.config, kept.to_toml().encode())
-    return digest
-
-
-def _tell_in_folder(folder: RunFolder, run: str, config: RunConfig, seconds: float, cause: BaseException) -> None:
-    """Write the summary of a run that came to no result, so that every run's folder has one."""
-    interrupted = isinstance(cause, KeyboardInterrupt)
-    summary = result.summarise(
-        run=run,
-        config=config,
-        reports=(),
-        model=None,
-        counters={},
-        rounds_told=rounds_told(folder.events),
-        peak_memory_bytes=None,
-        seconds_total=seconds,
-        error=None if interrupted else str(cause),
-        interrupted=interrupted,
-    )
-    with contextlib.suppress(PeerlessError):  # the folder itself may be what failed
-        folder.write_summary(summary)
 
 
 class _Session:
