@@ -11,6 +11,8 @@
       stop.json
       validation.safetensors
       reports/<rank>.json
+      events/<rank>/<milliseconds>.jsonl
+    deployment/current.json
 
 Numbers are padded with zeros, so that a listing comes in numerical order. Keys of a peer's bucket name the rank as
 well: peers that share one bucket do not collide.
@@ -28,6 +30,7 @@ from contract.errors import CorruptObject
 #: What a run may be called. It becomes part of S3 keys and queue names, so it can hold no slash and no wildcard.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _CONTRIBUTION = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
+_CHUNK = re.compile(r"(\d+)\.jsonl\Z")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,21 @@ class Places:
         """What a peer tells the user at its end (`PeerReport`)."""
         return self._in_run(f"reports/{_rank(rank)}.json")
 
+    def events(self, rank: int, milliseconds: int) -> Place:
+        """A chunk of a peer's events (contract/events.py), named by its time in milliseconds since the epoch."""
+        return self._in_run(f"events/{_rank(rank)}/{_number(milliseconds, 13)}.jsonl")
+
+    def events_of(self, rank: int) -> Place:
+        """The prefix under which all chunks of a peer's events lie, for listing; their keys sort by time."""
+        return self._in_run(f"events/{_rank(rank)}/")
+
+    def parse_events(self, rank: int, key: str) -> int:
+        """The milliseconds in a chunk's key. Raises CorruptObject for a key of anything else."""
+        parts = _CHUNK.match(key.removeprefix(self.events_of(rank).key))
+        if parts is None:
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of rank {rank}'s events")
+        return int(parts[1])
+
     def manifest(self, rank: int) -> Place:
         """The list of a peer's batches (`Manifest`)."""
         return self._in_peer(rank, "manifest.json")
@@ -143,6 +161,11 @@ class Places:
 def spec_place(run: str, run_bucket: str, account: str | None = None) -> Place:
     """Where the run's configuration lies: the one place that is found before the table is known."""
     return Place(run_bucket, f"runs/{check_run(run)}/run.json", account)
+
+
+def current_place(run_bucket: str, account: str | None = None) -> Place:
+    """Which run the instances of a deployment are to take part in (`Current`); written by the user's side only."""
+    return Place(run_bucket, "deployment/current.json", account)
 
 
 def peer_exchange(run: str, rank: int) -> str:

@@ -1,7 +1,7 @@
 """The records by which peers agree, in their JSON form: claims, commits, results, the stop and the peers' reports.
 
 `to_json` gives canonical bytes, ready for the store; `from_json` is strict (CorruptObject). How they are written, and
-what an unclear answer means, is in peer_agent/records.py.
+what an unclear answer means, is in peer_agent/records.py. `Current` alone is not the peers': the user's side writes it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from contract import jsonform
+from contract import jsonform, keys
 from contract.errors import CorruptObject
 
 
@@ -166,7 +166,27 @@ class PeerReport(Record):
     """Frames that did not fit, by reason."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """By stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
+    estimated_usd: float | None = None
+    """At most so much is this peer's share of the run's bill, in US dollars; None where no prices were known."""
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Current(Record):
+    """The run that the instances of a deployment take part in, once each: whoever has left a report there is done.
+
+    Raises ValueError for a name that no run can have.
+    """
+
+    NAME: ClassVar[str] = "record of the current run"
+
+    version: int = 1
+    run: str
+    created: float
+    """Seconds since the epoch."""
+
+    def __post_init__(self) -> None:
+        keys.check_run(self.run)
 
 
 def _in_rank_order(what: str, ranks: list[int]) -> None:

@@ -12,6 +12,7 @@ from contract.config import RunConfig
 from contract.errors import ConfigError, CorruptObject
 from contract.keys import Places
 from contract.modelspec import ModelSpec
+from contract.prices import Prices
 from contract.seeds import public_seed
 
 _VERSION = 1
@@ -51,6 +52,8 @@ class RunSpec:
     """Digest of the user's own code (contract/code.py); "" where there is none."""
     created: float = 0.0
     """Seconds since the epoch."""
+    prices: Prices | None = None
+    """What the run's parts cost, for the peers' meters; None where nobody asked, or nothing costs (locally)."""
 
     def __post_init__(self) -> None:
         per_rank = {
@@ -145,6 +148,7 @@ class _Rest:
     state_machines: tuple[str, ...]
     code_digest: str
     created: float
+    prices: Prices | None = None  # specifications of before there were prices stay readable
 
 
 def rounds_per_epoch(batches: tuple[int, ...], batches_per_round: int) -> int:

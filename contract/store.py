@@ -93,8 +93,8 @@ class ObjectStore(Protocol):
         """Entity tag and size without the bytes, or None where there is no object."""
         ...
 
-    def list(self, bucket: str, prefix: str) -> list[str]:
-        """All keys that start with `prefix`, in the order of their UTF-8 bytes."""
+    def list(self, bucket: str, prefix: str, owner: str | None = None) -> list[str]:
+        """All keys that start with `prefix`, in the order of their UTF-8 bytes; `owner` as in Place."""
         ...
 
     def delete(self, places: Sequence[Place]) -> None:
@@ -183,9 +183,9 @@ class S3Store:
 
         return self._retry("head", place, attempt)
 
-    def list(self, bucket: str, prefix: str) -> list[str]:
+    def list(self, bucket: str, prefix: str, owner: str | None = None) -> list[str]:
         keys: list[str] = []
-        place = Place(bucket, prefix)
+        place = Place(bucket, prefix, owner)
         more: dict[str, str] = {}
         while True:
             page = self._retry("list", place, functools.partial(self._page, place, more))

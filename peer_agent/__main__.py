@@ -74,7 +74,7 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     store = S3Store(region=env.region, endpoint_url=env.endpoint_url, clock=clock)
     stack.callback(store.close)
     rank: int = arguments.rank
-    spec = _read_spec(store, arguments.run, arguments.run_bucket)
+    spec = _read_spec(store, arguments.run, arguments.run_bucket, env.account)
     if not 0 <= rank < spec.config.peers:
         raise ConfigError(f"--rank {rank}: run {spec.run} has ranks 0 to {spec.config.peers - 1}")
     _prepare_process(spec, env)
@@ -107,9 +107,9 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     return Runner(_MODES[spec.config.mode](spec, member, ports))
 
 
-def _read_spec(store: S3Store, run: str, run_bucket: str) -> RunSpec:
+def _read_spec(store: S3Store, run: str, run_bucket: str, account: str | None) -> RunSpec:
     try:
-        place = spec_place(run, run_bucket)
+        place = spec_place(run, run_bucket, account)
     except ValueError as error:
         raise ConfigError(f"--run {run}: {error}") from error
     try:

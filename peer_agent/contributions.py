@@ -145,7 +145,7 @@ class Contributions:
         places = self._spec.places
         prefix = places.contributions()
         latest: dict[MemberRef, int] = {}
-        for key in self._store.list(prefix.bucket, prefix.key):
+        for key in self._store.list(prefix.bucket, prefix.key, prefix.owner):
             round, rank, incarnation = places.parse_contribution(key)
             member = MemberRef(rank=rank, incarnation=incarnation)
             latest[member] = max(round, latest.get(member, round))

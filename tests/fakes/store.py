@@ -85,8 +85,8 @@ class MemoryStore:
             data = self.objects.get((place.bucket, place.key))
             return None if data is None else Stored(_etag(data), len(data))
 
-    def list(self, bucket: str, prefix: str) -> list[str]:
-        self._enter("list", Place(bucket, prefix))
+    def list(self, bucket: str, prefix: str, owner: str | None = None) -> list[str]:
+        self._enter("list", Place(bucket, prefix, owner))
         with self._lock:
             self.counts.lists += 1
             found = [key for (held, key) in self.objects if held == bucket and key.startswith(prefix)]

@@ -266,9 +266,10 @@ def test_every_call_names_the_owner_where_one_is_known(s3: Any, owner: str | Non
     store.find(place)
     store.get_range(place, 0, 1)
     store.head(place)
+    store.list(place.bucket, "", owner)
     store.delete([place])
-    assert len(store.wire.sent) == 7
-    assert [arguments.get("ExpectedBucketOwner") for _, arguments in store.wire.sent] == [owner] * 7
+    assert len(store.wire.sent) == 8
+    assert [arguments.get("ExpectedBucketOwner") for _, arguments in store.wire.sent] == [owner] * 8
     assert all("ExpectedBucketOwner" in arguments for _, arguments in store.wire.sent) == (owner is not None)
 
 

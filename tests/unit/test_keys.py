@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.errors import CorruptObject
-from contract.keys import Place, Places, inbox, peer_exchange, spec_place
+from contract.keys import Place, Places, current_place, inbox, peer_exchange, spec_place
 
 PLACES = Places(run="mnist-1", run_bucket="runs", peer_buckets=("p0", "p1"), region="us-east-1", account="123456789012")
 
@@ -24,6 +24,7 @@ def test_every_place_of_a_run_is_a_different_object() -> None:
         *(PLACES.items(r, t, i) for t in range(3) for r in range(2) for i in range(2)),
         *(PLACES.gradient(r, t, i, b) for t in range(2) for r in range(2) for i in range(2) for b in range(3)),
         *(PLACES.batch(r, b) for r in range(2) for b in range(3)),
+        *(PLACES.events(r, t) for r in range(2) for t in (0, 1_700_000_000_000, 1_700_000_000_001)),
     ]
     assert len(set(made)) == len(made)
     assert len({place.key for place in made}) == len(made), "two peers may share one bucket"
@@ -44,6 +45,21 @@ def test_a_contributions_key_says_whose_it_is() -> None:
     for key in (PLACES.commit(0).key, PLACES.contributions().key, PLACES.contribution(1, 2, 3).key + "x"):
         with pytest.raises(CorruptObject, match="no place of a contribution"):
             PLACES.parse_contribution(key)
+
+
+def test_chunks_of_events_come_in_the_order_of_time() -> None:
+    assert PLACES.events(3, 1_700_000_000_000).key == "runs/mnist-1/events/0003/1700000000000.jsonl"
+    keys = [PLACES.events(3, moment).key for moment in (5, 1_700_000_000_000, 1_700_000_000_001, 9_999_999_999_999)]
+    assert sorted(keys) == keys
+    assert all(key.startswith(PLACES.events_of(3).key) for key in keys)
+    assert [PLACES.parse_events(3, key) for key in keys[:2]] == [5, 1_700_000_000_000]
+    for key in (PLACES.events(4, 5).key, PLACES.events_of(3).key, PLACES.events(3, 5).key + "x", PLACES.report(3).key):
+        with pytest.raises(CorruptObject, match="no place of rank 3's events"):
+            PLACES.parse_events(3, key)
+
+
+def test_the_current_run_is_found_without_knowing_any_run() -> None:
+    assert current_place("runs", "123456789012") == Place("runs", "deployment/current.json", "123456789012")
 
 
 def test_listings_come_in_numerical_order() -> None:

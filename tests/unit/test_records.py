@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from contract.errors import CorruptObject, NonFiniteGradient
-from contract.records import Commit, Contributor, Member, MemberRef, PeerReport, Record, Result, Stop
+from contract.records import Commit, Contributor, Current, Member, MemberRef, PeerReport, Record, Result, Stop
 
 WRITER = MemberRef(rank=0, incarnation=2)
 SHA = "ab" * 32
@@ -52,7 +52,8 @@ REPORT = PeerReport(
     frames_rejected={"stale": 1},
     stages={"compute": {"seconds": 1.0, "cpu_percent": 50, "peak_bytes": 10}},
 )
-ALL: list[Record] = [COMMIT, RESULT, MEMBER, STOP, REPORT]
+CURRENT = Current(run="mnist-1", created=1_700_000_000.5)
+ALL: list[Record] = [COMMIT, RESULT, MEMBER, STOP, REPORT, CURRENT]
 
 
 @pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
@@ -114,3 +115,10 @@ def test_a_loss_that_is_not_finite_is_never_recorded() -> None:
     text = COMMIT.to_json().decode().replace('"validation_loss":0.25', '"validation_loss":NaN')
     with pytest.raises(CorruptObject, match="NaN"):
         Commit.from_json(text)
+
+
+def test_the_current_run_has_a_name_that_a_run_can_have() -> None:
+    with pytest.raises(ValueError, match="run name"):
+        Current(run="../other", created=0.0)
+    with pytest.raises(CorruptObject, match="run name"):
+        Current.from_json(CURRENT.to_json().replace(b"mnist-1", b"mnist/1"))

@@ -15,6 +15,7 @@ from contract.config import RunConfig
 from contract.errors import CorruptObject
 from contract.keys import Places
 from contract.modelspec import ModelSpec
+from contract.prices import Prices
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 
 
@@ -47,6 +48,23 @@ def test_json_round_trip_keeps_everything() -> None:
     assert RunSpec.from_json(whole.to_json()).to_json() == whole.to_json()
 
 
+def test_prices_travel_and_a_specification_without_them_is_readable() -> None:
+    prices = Prices(
+        run_usd_per_hour=0.5, lambda_usd_per_gb_second=1.33334e-5, lambda_usd_per_request=2e-7, transition_usd=2.5e-5
+    )
+    priced = dataclasses.replace(spec(), prices=prices)
+    assert RunSpec.from_json(priced.to_json()) == priced
+    value = json.loads(spec().to_json())
+    assert value.pop("prices") is None
+    assert RunSpec.from_json(json.dumps(value)) == spec()
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_a_price_is_a_number_of_dollars(wrong: float) -> None:
+    with pytest.raises(ValueError, match="price transition_usd"):
+        Prices(run_usd_per_hour=0, lambda_usd_per_gb_second=0, lambda_usd_per_request=0, transition_usd=wrong)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -62,6 +80,7 @@ def test_json_round_trip_keeps_everything() -> None:
         ({"validation": {"sha256": "x"}}, "validation lacks the field 'samples'"),
         ({"model": {"name": "cnn", "classes": 0, "channels": 1, "image_size": 28}}, "must be at least 1"),
         ({"surplus": 1}, "unknown field 'surplus'"),
+        ({"prices": {"run_usd_per_hour": 1}}, "prices lacks the field 'lambda_usd_per_gb_second'"),
     ],
 )
 def test_a_damaged_configuration_is_refused(change: dict[str, Any], sentence: str) -> None:
