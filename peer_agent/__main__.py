@@ -81,6 +81,7 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     events.emit("peer_started", fields={"pid": os.getpid(), "mode": spec.config.mode})
 
     broker_url = env.broker_url if spec.config.exchange.transport == "rabbitmq" else ""
+    # Before the claim: whoever sees the claim may publish, and this peer's inbox must stand by then (decision 0004).
     exchange = open_exchange(broker_url, run=spec.run, rank=rank, peers=spec.config.peers, clock=clock)
     stack.callback(exchange.close)
     gradients = gradient_service(spec, rank, store=store, endpoint_url=env.endpoint_url, clock=clock)

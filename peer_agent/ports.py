@@ -48,7 +48,10 @@ class Exchange(Protocol):
     counts: ExchangeCounts
 
     def publish(self, kind: str, body: bytes) -> None:
-        """Put a persistent message into every other peer's inbox; returns once confirmed. Raises BrokerUnavailable."""
+        """Put a persistent message into the inbox of every other peer that has one; returns once confirmed.
+
+        Raises BrokerUnavailable.
+        """
 
     def poll(self, timeout_seconds: float) -> list[Delivery]:
         """What has arrived; waits for at least one message, up to the timeout. Raises BrokerUnavailable."""
@@ -59,7 +62,7 @@ class Exchange(Protocol):
     def close(self, *, retire: bool = False) -> None:
         """Leave the broker. Unacknowledged messages stay in the inbox for a successor.
 
-        `retire` says that the run has ended: the inbox is removed, with those of peers that have left already.
+        `retire` says that the run has ended: the inbox is removed.
         """
 
 

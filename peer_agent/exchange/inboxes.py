@@ -1,8 +1,9 @@
-"""Exchanges, queues and bindings of a run, as values: what every peer declares before it publishes its first message.
+"""Exchanges, queue and bindings of one peer, as values: what it declares before it claims its rank.
 
-Each peer owns a fan-out exchange and an inbox; inbox i is bound to the exchange of every peer but i. A fan-out exchange
-drops what no queue is bound for, so a peer that comes first declares the inboxes of those that are still to come.
-docs/decisions/0004-inbox-queues.md says why the queues are as they are.
+Each peer owns an exchange and an inbox; inbox i is bound to the exchange of every peer but i. A peer touches nobody
+else's inbox, because its account on the broker may not. An exchange drops what no queue is bound for: whatever was
+published before a peer's inbox stood, that peer finds in S3, where it looks once it holds its rank.
+docs/decisions/0004-inbox-queues.md says why all of this is as it is.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ INBOX_MESSAGES_PER_SENDER = 64
 #: Bound of the bodies in one inbox, in bytes: 256 frames that travel inline.
 INBOX_BYTES = 67_108_864
 
+#: Routing key of every message.
+TO_OTHERS = "others"
+
+#: A key that nothing is published with. The own inbox is bound to the own exchange under it, so that the exchange,
+#: which is auto-delete, always has a binding to lose: it stays as long as its owner's inbox, and never for good.
+ANCHOR = "anchor"
+
 Argument = str | int
 
 
 @dataclass(frozen=True)
 class Queue:
-    """A durable queue and its arguments, which must be the same whoever declares it."""
+    """A durable queue and its arguments, which must be the same whenever it is declared."""
 
     name: str
     arguments: Mapping[str, Argument]
@@ -37,32 +45,27 @@ class Queue:
 
 @dataclass(frozen=True)
 class Inboxes:
-    """What one peer declares, in this order: exchanges (fan-out, durable, auto-delete), queues, bindings."""
+    """What one peer declares, in this order: exchanges (direct, durable, auto-delete), its inbox, and the bindings."""
 
     own_exchange: str
-    own_inbox: str
-    exchanges: tuple[str, ...]
-    queues: tuple[Queue, ...]
+    inbox: Queue
+    senders: Mapping[str, int]
+    """Rank by exchange, of all peers. Only its owner can publish to an exchange, so this tells who sent a message."""
     bindings: tuple[tuple[str, str], ...]
-    """(queue, exchange) pairs."""
+    """(exchange, routing key) pairs to which the inbox is bound."""
 
 
 def inboxes(run: str, rank: int, peers: int) -> Inboxes:
-    """What peer `rank` of `peers` declares: everything that it publishes to and everything that it receives from.
+    """What peer `rank` of `peers` declares: its own inbox, and every exchange, as it must exist to be bound to.
 
-    A peer alone has nobody to write to, and an exchange without bindings would never go away, so it declares none.
+    A peer alone has nobody to write to and declares no exchange.
     """
-    others = [other for other in range(peers) if other != rank]
-    own_exchange, own_inbox = keys.peer_exchange(run, rank), keys.inbox(run, rank)
-    arguments = _inbox_arguments(peers)
-    outgoing = [(keys.inbox(run, other), own_exchange) for other in others]
-    incoming = [(own_inbox, keys.peer_exchange(run, other)) for other in others]
+    senders = {keys.peer_exchange(run, peer): peer for peer in range(peers)} if peers > 1 else {}
     return Inboxes(
-        own_exchange=own_exchange,
-        own_inbox=own_inbox,
-        exchanges=tuple(keys.peer_exchange(run, peer) for peer in range(peers)) if others else (),
-        queues=tuple(Queue(keys.inbox(run, peer), arguments) for peer in range(peers)),
-        bindings=tuple(outgoing + incoming),
+        own_exchange=keys.peer_exchange(run, rank),
+        inbox=Queue(keys.inbox(run, rank), _inbox_arguments(peers)),
+        senders=senders,
+        bindings=tuple((exchange, ANCHOR if sender == rank else TO_OTHERS) for exchange, sender in senders.items()),
     )
 
 

@@ -24,7 +24,7 @@ from pika.spec import Basic, BasicProperties
 
 from contract.clock import Clock
 from contract.errors import BrokerUnavailable
-from peer_agent.exchange.inboxes import Inboxes
+from peer_agent.exchange.inboxes import TO_OTHERS, Inboxes
 
 #: Amazon MQ's minimum; a connection that says nothing for twice as long is taken for dead.
 HEARTBEAT_SECONDS = 60
@@ -74,6 +74,7 @@ class Received:
     """One message from the inbox."""
 
     sender: int | None
+    """Rank of the peer whose exchange it came through, as the broker says; None for one that came another way."""
     kind: str
     body: bytes
     token: Token
@@ -196,10 +197,11 @@ class Link(threading.Thread):
                 self._publish_all(outgoing)
                 connection.process_data_events(IDLE_SECONDS)
                 if not incoming.consumer_tags and not self._stopping.is_set():
-                    raise _InboxGone(f"the queue {self._inboxes.own_inbox} was deleted")
+                    raise _InboxGone(f"the queue {self._inboxes.inbox.name} was deleted")
             self._acknowledge_all(incoming)
             if self._retire:
-                self._remove_inboxes(outgoing)
+                # Exchanges go with the last inbox that is bound to them.
+                outgoing.queue_delete(self._inboxes.inbox.name)
         finally:
             self.up, self._connection = False, None
             if connection.is_open:
@@ -208,13 +210,13 @@ class Link(threading.Thread):
     def _open(self, connection: BlockingConnection) -> tuple[BlockingChannel, BlockingChannel]:
         """Declare everything and start consuming; a channel to receive on and one to publish on."""
         outgoing = connection.channel()
-        for exchange in self._inboxes.exchanges:
+        inbox, senders = self._inboxes.inbox, self._inboxes.senders
+        for exchange in senders:
             # Auto-delete: an exchange goes with the last inbox that is bound to it, so runs leave nothing behind.
-            outgoing.exchange_declare(exchange, "fanout", durable=True, auto_delete=True)
-        for queue in self._inboxes.queues:
-            outgoing.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-        for name, exchange in self._inboxes.bindings:
-            outgoing.queue_bind(name, exchange)
+            outgoing.exchange_declare(exchange, "direct", durable=True, auto_delete=True)
+        outgoing.queue_declare(inbox.name, durable=True, arguments=dict(inbox.arguments))
+        for exchange, key in self._inboxes.bindings:
+            outgoing.queue_bind(inbox.name, exchange, key)
         outgoing.confirm_delivery()
         incoming = connection.channel()
         incoming.basic_qos(prefetch_count=PREFETCH)
@@ -222,24 +224,11 @@ class Link(threading.Thread):
 
         def receive(_: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
             token = Token(number, method.delivery_tag or 0)
-            self._on_received(Received(_sender(properties), properties.type or "", body, token))
+            self._on_received(Received(senders.get(method.exchange or ""), properties.type or "", body, token))
 
-        incoming.basic_consume(self._inboxes.own_inbox, receive, auto_ack=False)
+        incoming.basic_consume(inbox.name, receive, auto_ack=False)
         self._number = number
         return incoming, outgoing
-
-    def _remove_inboxes(self, channel: BlockingChannel) -> None:
-        """The run has ended: the own inbox goes, and so do those that nobody reads any more.
-
-        Whoever publishes after all others have left declares their inboxes again (see `_publish`); and a peer that was
-        killed leaves its own. One that is about to come back declares its inbox anew, and finds in S3 what it missed.
-        """
-        channel.queue_delete(self._inboxes.own_inbox)
-        for queue in self._inboxes.queues:
-            if queue.name != self._inboxes.own_inbox:
-                declared = channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-                if declared.method.consumer_count == 0:
-                    channel.queue_delete(queue.name)
 
     def _acknowledge_all(self, channel: BlockingChannel) -> None:
         while self._acknowledged:
@@ -254,6 +243,10 @@ class Link(threading.Thread):
             try:
                 if not message.abandoned:
                     self._publish(channel, message)
+            except pika.exceptions.NackError:
+                # An inbox is full, on a broker that then refuses (a cluster of Amazon MQ's does). Those that had room
+                # have the message, and its owner finds in S3 what it missed: not a reason to hold the others up.
+                pass
             except pika.exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == PRECONDITION_FAILED:  # larger than this broker's own limit
                     self._settle(message, refusal=error.reply_text)
@@ -261,11 +254,7 @@ class Link(threading.Thread):
             self._settle(message)
 
     def _publish(self, channel: BlockingChannel, message: Message) -> None:
-        """Returns once the broker has confirmed the message.
-
-        Where no inbox is bound any more, or the exchange went with the last one, this raises: on the next connection
-        all are declared again.
-        """
+        """Returns once the broker has confirmed the message, for all inboxes that are bound; that can be none yet."""
         properties = BasicProperties(
             content_type=CONTENT_TYPES.get(message.kind, "application/json"),
             delivery_mode=PERSISTENT,
@@ -273,7 +262,7 @@ class Link(threading.Thread):
             app_id="peerless",
             headers={"run": self._run_name, "rank": self._rank},
         )
-        channel.basic_publish(self._inboxes.own_exchange, "", message.body, properties, mandatory=True)
+        channel.basic_publish(self._inboxes.own_exchange, TO_OTHERS, message.body, properties)
 
     def _settle(self, message: Message, refusal: str = "") -> None:
         with self._changed:
@@ -324,11 +313,6 @@ def connection_parameters(url: str) -> pika.ConnectionParameters:
     return parameters
 
 
-def _sender(properties: BasicProperties) -> int | None:
-    rank = (properties.headers or {}).get("rank")
-    return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
-
-
 def _is_refusal(error: BaseException) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.ProbableAccessDeniedError):
@@ -341,8 +325,6 @@ def _is_refusal(error: BaseException) -> bool:
 
 def _cause(error: BaseException) -> str:
     """One clause for the reader."""
-    if isinstance(error, pika.exceptions.UnroutableError):
-        return "no inbox is bound to the exchange"
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
         return "it refused user name or password"
     if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):

@@ -1,7 +1,7 @@
 """The exchange over RabbitMQ: what peers call, from any thread. `link.py` owns the connection.
 
-A message is never lost between `publish` and a peer's inbox: it is persistent, mandatory and confirmed, and what was
-not confirmed when a connection broke is published again on the next one. So messages may come twice, never half.
+A message is never lost between `publish` and an inbox that stands: it is persistent and confirmed, and what was not
+confirmed when a connection broke is published again on the next one. So messages may come twice, never half.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class RabbitMqExchange:
     def publish(self, kind: str, body: bytes) -> None:
         """Put a persistent message into every other peer's inbox; returns once the broker has confirmed it.
 
-        Raises BrokerUnavailable when that takes longer than the patience, PermanentError for a body that is larger
-        than Amazon MQ, or the broker at hand, takes.
+        A peer that has no inbox yet is not reached: it looks in S3 once it has. Raises BrokerUnavailable when the
+        confirmation takes longer than the patience, PermanentError for a body that is larger than Amazon MQ, or the
+        broker at hand, takes.
         """
         if len(body) > MAX_MESSAGE_BYTES:
             raise PermanentError(
@@ -113,8 +114,7 @@ class RabbitMqExchange:
     def close(self, *, retire: bool = False) -> None:
         """Leave the broker; unacknowledged messages stay in the inbox for a successor, until the inbox expires.
 
-        `retire` says that the run has ended: this peer's inbox goes at once, with those of peers that have left
-        already, and with the last inbox the exchanges.
+        `retire` says that the run has ended: this peer's inbox goes at once, and with the last inbox the exchanges.
         """
         self._link.stop(retire=retire)
 

@@ -27,14 +27,17 @@ class MemoryBroker:
     def __init__(self, peers: int) -> None:
         self.reachable = True
         self.changed = threading.Condition()
-        self.inboxes: dict[int, deque[_Stored]] = {
-            rank: deque(maxlen=INBOX_MESSAGES_PER_SENDER * max(peers - 1, 1)) for rank in range(peers)
-        }
+        self.inboxes: dict[int, deque[_Stored]] = {}
+        """By rank, of the peers that have joined and not retired."""
+        self._most = INBOX_MESSAGES_PER_SENDER * max(peers - 1, 1)
+        self._others = peers - 1
         self._numbers = itertools.count()
 
     def join(self, rank: int) -> MemoryExchange:
         """The exchange of one peer; a successor of the same rank finds what its predecessor left unacknowledged."""
         self.check()
+        with self.changed:
+            self.inboxes.setdefault(rank, deque(maxlen=self._most))
         return MemoryExchange(self, rank)
 
     def check(self) -> None:
@@ -42,13 +45,12 @@ class MemoryBroker:
             raise BrokerUnavailable("RabbitMQ at memory:0 cannot be reached: it was told not to answer")
 
     def put(self, sender: int, kind: str, body: bytes) -> int:
-        """Give a copy to every inbox but the sender's; how many."""
+        """Give a copy to every inbox but the sender's; to how many peers it was sent, which may have none yet."""
         with self.changed:
-            others = [inbox for rank, inbox in self.inboxes.items() if rank != sender]
-            for inbox in others:
+            for inbox in [inbox for rank, inbox in self.inboxes.items() if rank != sender]:
                 inbox.append(_Stored(next(self._numbers), sender, kind, body))
             self.changed.notify_all()
-        return len(others)
+        return self._others
 
 
 class MemoryExchange:

@@ -37,10 +37,24 @@ class ExchangeContract:
             assert (delivery.sender, delivery.kind, delivery.body) == (1, "frame", b"\x00gradient\xff")
         assert peers[1].poll(0.0) == []
 
-    def test_a_message_waits_for_a_peer_that_has_not_started(self, join: Callable[[int, int], Exchange]) -> None:
-        join(0, 2).publish("hello", b"{}")
+    def test_a_message_waits_for_a_peer_that_is_away(self, join: Callable[[int, int], Exchange]) -> None:
+        sender = join(0, 2)
+        join(1, 2).close()
+        sender.publish("hello", b"{}")
         (delivery,) = receive(join(1, 2), 1)
         assert (delivery.sender, delivery.kind) == (0, "hello")
+
+    def test_a_peer_gets_what_is_published_once_it_has_joined(self, join: Callable[[int, int], Exchange]) -> None:
+        """What came before it finds in S3; and nobody is held up for want of it."""
+        sender = join(0, 3)
+        sender.publish("hello", b"nobody")
+        early = join(1, 3)
+        sender.publish("hello", b"one")
+        late = join(2, 3)
+        sender.publish("hello", b"both")
+        assert [delivery.body for delivery in receive(early, 2)] == [b"one", b"both"]
+        assert [delivery.body for delivery in receive(late, 1)] == [b"both"]
+        assert sender.counts.messages_sent == 6
 
     def test_messages_of_one_sender_keep_their_order(self, join: Callable[[int, int], Exchange]) -> None:
         sender, receiver = join(0, 2), join(1, 2)
@@ -92,6 +106,7 @@ class ExchangeContract:
 
     def test_an_absent_peer_misses_the_oldest_messages(self, join: Callable[[int, int], Exchange]) -> None:
         sender = join(0, 2)
+        join(1, 2).close()
         for number in range(INBOX_MESSAGES_PER_SENDER + 3):
             sender.publish("commit", str(number).encode())
         first, *_, last = receive(join(1, 2), INBOX_MESSAGES_PER_SENDER)

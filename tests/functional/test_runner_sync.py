@@ -52,6 +52,23 @@ def test_each_epoch_and_the_end_are_validated_in_turn_and_decided_alike() -> Non
         assert losses[report.model_sha256] == min(losses.values())
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_who_starts_late_waits_for_no_look_into_s3(mode: str) -> None:
+    """It has missed the others' greetings, as it had no inbox, and finds their claims once it holds its rank."""
+    cast = Cast(configuration(mode=mode, exchange=exchange(poll_seconds=3_600.0)), (24, 24, 12), late=1)
+
+    def come(now: int) -> None:
+        if now == 3:
+            assert not cast.keys("contributions/"), "nobody computes before all are there"
+            cast.peers.append(cast.add(2))
+            cast.advance(2, cast.peers[2].runner.start)
+
+    cast.play(each_turn=come)
+    assert [report.error for report in cast.reports()] == [None] * 3
+    assert cast.clock.monotonic() < 3_600.0
+    cast.close()
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     config = configuration(exchange=exchange(codec="qsgd4"))
     first, second = play(config).reports(), play(config).reports()
