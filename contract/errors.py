@@ -77,6 +77,14 @@ class LocalStackError(PeerlessError):
     """A server of the local stack could not be started, or stopped answering (exit status 1)."""
 
 
+class AccountError(UserError):
+    """AWS credentials, a region or a right that the user's side lacks."""
+
+
+class AwsUnavailable(TransientError):
+    """A service of AWS that cannot be reached, throttles, or fails on its side."""
+
+
 class DeploymentMissing(UserError):
     """No deployment of this name, one that is not whole, or one that is not what the configuration asks for."""
 
