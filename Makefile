@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 export PYTHON TORCH_INDEX
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow lint format synth clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +37,10 @@ format: setup  ## ruff's formatting and mechanical corrections
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+synth: setup  ## the templates of all stacks, into cdk.out: offline, without credentials and Docker
+	@rm -rf cdk.out
+	@$(PY) app.py
+
 clean:  ## remove the virtual environment, what was built, and caches; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv cdk.out .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	cd vendor/qsgd_compress && rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info src/qsgd_compress/_native*.so

@@ -1,0 +1,278 @@
+"""Who may do what: every IAM statement of workers, state machines and peers, as pure functions over ARNs.
+
+Key patterns follow contract/keys.py. `*` in them stands for any run, round or name, never for another peer's rank.
+A grant with a wildcard in an action or resource carries its reason, which goes into the template beside the statement
+(metadata `Reasons`, by Sid); tests/infra refuses one without.
+
+`s3:ListBucket` is granted without a condition on prefixes: only then does S3 answer 404 for an object that is not
+there, and 403 otherwise; a GET has no prefix, so a condition would take the 404 away. Looking for records that do not
+exist yet is how peers wait for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aws_cdk import CfnResource, Tags
+from aws_cdk import aws_iam as iam
+from constructs import Construct
+
+#: Tag of every role that acts for a peer, with its rank (four digits) or SHARED. Bucket policies recognise roles by it.
+PEER_TAG = "peerless:peer"
+#: Value of PEER_TAG on the role of a worker for all peers.
+SHARED = "shared"
+#: Name under which a policy's metadata holds the reasons of its wildcards, by Sid.
+REASONS = "Reasons"
+
+#: Records of a run that are created once (`If-None-Match`) and never change.
+CREATED_ONCE = ("runs/*/run.json", "runs/*/commits/*", "runs/*/results/*", "runs/*/stop.json")
+#: Frames: created once as well, and deleted after their round.
+CONTRIBUTIONS = "runs/*/contributions/*"
+#: Claims on ranks, created or replaced under a condition (`If-None-Match`, `If-Match`).
+MEMBERS = "runs/*/members/*"
+WEIGHTS = "runs/*/weights/*"
+
+_ANY_RUN = "keys begin with the run, and a deployment serves runs whose names nobody knows yet"
+_NO_RESOURCE = "this action cannot be limited to a resource"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """One statement. Raises ValueError for a wildcard without a reason."""
+
+    sid: str
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+    conditions: Mapping[str, Mapping[str, Any]] | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reason and any("*" in text for text in (*self.actions, *self.resources)):
+            raise ValueError(f"grant {self.sid} has a wildcard and no reason")
+
+    def statement(self) -> iam.PolicyStatement:
+        """As CDK takes it."""
+        return iam.PolicyStatement(
+            sid=self.sid, actions=list(self.actions), resources=list(self.resources), conditions=self.conditions
+        )
+
+
+def attach(scope: Construct, id: str, role: iam.IRole, grants: Sequence[Grant]) -> iam.Policy:
+    """An inline policy of `role` with these statements, their reasons in its metadata."""
+    policy = iam.Policy(scope, id, roles=[role], statements=[grant.statement() for grant in grants])
+    _explain(policy, grants)
+    return policy
+
+
+def attach_managed(scope: Construct, id: str, role: iam.IRole, grants: Sequence[Grant]) -> iam.ManagedPolicy:
+    """The same as a managed policy: 6,144 characters each, where a role's inline ones have 10,240 together."""
+    policy = iam.ManagedPolicy(scope, id, roles=[role], statements=[grant.statement() for grant in grants])
+    _explain(policy, grants)
+    return policy
+
+
+def _explain(policy: Construct, grants: Sequence[Grant]) -> None:
+    made = policy.node.default_child
+    assert isinstance(made, CfnResource)
+    made.add_metadata(REASONS, {grant.sid: grant.reason for grant in grants if grant.reason})
+
+
+def tag_peer(role: iam.Role, who: str) -> None:
+    """Mark a role as acting for the peer of this rank (four digits), or for all (SHARED)."""
+    Tags.of(role).add(PEER_TAG, who)
+
+
+def rank_name(rank: int) -> str:
+    """A rank as keys and tags have it."""
+    return f"{rank:04d}"
+
+
+def worker(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
+    """A gradient worker: reads weights and its peer's bucket, writes gradients there. Arguments are bucket ARNs."""
+    name = rank_name(rank)
+    return [
+        Grant(
+            sid=f"ReadRun{name}",
+            actions=("s3:GetObject",),
+            resources=(f"{run_bucket}/{WEIGHTS}",),
+            reason=f"weights of any round; {_ANY_RUN}",
+        ),
+        Grant(
+            sid=f"ReadPeer{name}",
+            actions=("s3:GetObject",),
+            resources=(f"{peer_bucket}/*",),
+            reason=f"all of one peer's batches and gradients; {_ANY_RUN}",
+        ),
+        Grant(
+            sid=f"WriteGradients{name}",
+            actions=("s3:PutObject",),
+            resources=(f"{peer_bucket}/{gradients(name)}",),
+            reason=f"gradients of any round; {_ANY_RUN}",
+        ),
+        Grant(sid=f"TellMissing{name}", actions=("s3:ListBucket",), resources=(run_bucket, peer_bucket)),
+    ]
+
+
+def logs(log_group: str) -> list[Grant]:
+    """A function's own log. `log_group` is the group's ARN without `:*`."""
+    return [
+        Grant(
+            sid="WriteLog",
+            actions=("logs:CreateLogStream", "logs:PutLogEvents"),
+            resources=(f"{log_group}:*",),
+            reason="streams of its own log group; the service names them",
+        )
+    ]
+
+
+def tracing() -> list[Grant]:
+    """X-Ray, for functions and state machines."""
+    return [
+        Grant(
+            sid="Trace",
+            actions=(
+                "xray:PutTraceSegments",
+                "xray:PutTelemetryRecords",
+                "xray:GetSamplingRules",
+                "xray:GetSamplingTargets",
+            ),
+            resources=("*",),
+            reason=f"{_NO_RESOURCE}; it can only add traces",
+        )
+    ]
+
+
+def machine(peer_bucket: str, function: str, rank: int) -> list[Grant]:
+    """A peer's state machines: invoke its one function (the ARN that the definition names), read a map's items."""
+    return [
+        Grant(sid="InvokeWorker", actions=("lambda:InvokeFunction",), resources=(function,)),
+        Grant(
+            sid="ReadItems",
+            actions=("s3:GetObject",),
+            resources=(f"{peer_bucket}/{items(rank_name(rank))}",),
+            reason=f"items of any round; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="DeliverLogs",  # https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
+            actions=(
+                "logs:CreateLogDelivery",
+                "logs:GetLogDelivery",
+                "logs:UpdateLogDelivery",
+                "logs:DeleteLogDelivery",
+                "logs:ListLogDeliveries",
+                "logs:PutResourcePolicy",
+                "logs:DescribeResourcePolicies",
+                "logs:DescribeLogGroups",
+            ),
+            resources=("*",),
+            reason="Step Functions sets up its log delivery itself, and CloudWatch limits none of it to a resource",
+        ),
+    ]
+
+
+def distributed_map(state_machine: str, executions: str) -> list[Grant]:
+    """What a distributed map does to its own children: it starts and stops executions of its own state machine.
+
+    `executions` is the ARN of its executions without their names (`...:execution:<machine>`).
+    """
+    return [
+        Grant(sid="StartChildren", actions=("states:StartExecution",), resources=(state_machine,)),
+        Grant(
+            sid="FollowChildren",
+            actions=("states:DescribeExecution", "states:StopExecution"),
+            resources=(f"{executions}:*", f"{executions}/*"),
+            reason="child executions of this one state machine; the service names them",
+        ),
+    ]
+
+
+def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
+    """A peer's part in S3 (bucket ARNs): reads the run, writes its share of it, owns what passes in its bucket."""
+    name = rank_name(rank)
+    return [
+        Grant(
+            sid="ReadRun",
+            actions=("s3:GetObject",),
+            resources=(f"{run_bucket}/*",),
+            reason="a peer reads everything of a run: the others' contributions, all records, the weights",
+        ),
+        Grant(
+            sid="WriteRun",
+            actions=("s3:PutObject",),
+            resources=tuple(
+                f"{run_bucket}/{key}"
+                for key in (
+                    WEIGHTS,
+                    f"runs/*/contributions/*/{name}-*",
+                    "runs/*/commits/*",
+                    "runs/*/results/*",
+                    "runs/*/stop.json",
+                    f"runs/*/members/{name}.json",
+                    f"runs/*/reports/{name}.json",
+                    f"runs/*/events/{name}/*",
+                )
+            ),
+            reason=f"weights are named by their hash, rounds by number; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="ClearRun",
+            actions=("s3:DeleteObject",),
+            resources=(f"{run_bucket}/{WEIGHTS}", f"{run_bucket}/{CONTRIBUTIONS}"),
+            reason=f"whoever writes a round's result removes what the round before left, of all peers; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="ReadPeer",
+            actions=("s3:GetObject",),
+            resources=(f"{peer_bucket}/*",),
+            reason=f"all of its own batches and gradients; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="WriteItems",
+            actions=("s3:PutObject",),
+            resources=(f"{peer_bucket}/{items(name)}",),
+            reason=f"items of any round; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="ClearPeer",
+            actions=("s3:DeleteObject",),
+            resources=(f"{peer_bucket}/{items(name)}", f"{peer_bucket}/{gradients(name)}"),
+            reason=f"items and gradients of any round; {_ANY_RUN}",
+        ),
+        Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=(run_bucket, peer_bucket)),
+    ]
+
+
+def peer_machines(state_machines: Sequence[str], executions: Sequence[str], *, express: Sequence[str]) -> list[Grant]:
+    """A peer starts and follows executions of its own state machines: it can neither create nor change one.
+
+    ARNs of the machines, of their executions without names, and of those among the machines that are Express.
+    """
+    grants = [
+        Grant(
+            sid="StartRound",
+            actions=("states:StartExecution",),
+            resources=tuple(state_machines),
+            reason="machines of this rank alone; the form `parallel` is made per run, its name carries the rank",
+        ),
+        Grant(
+            sid="FollowRound",
+            actions=("states:DescribeExecution", "states:StopExecution"),
+            resources=tuple(f"{execution}:*" for execution in executions),
+            reason="executions of its own state machines; a peer names them by run and round",
+        ),
+    ]
+    if express:
+        grants.append(Grant(sid="RunRound", actions=("states:StartSyncExecution",), resources=tuple(express)))
+    return grants
+
+
+def items(name: str) -> str:
+    """Keys of the lists of batches that a peer hands to a distributed map."""
+    return f"runs/*/peers/{name}/items/*"
+
+
+def gradients(name: str) -> str:
+    """Keys of a peer's gradients per batch."""
+    return f"runs/*/peers/{name}/gradients/*"

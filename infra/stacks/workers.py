@@ -1,0 +1,195 @@
+"""Gradient workers of ten ranks: function, role and state machines of each. Nothing here keeps data."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from urllib.parse import quote
+
+from aws_cdk import CfnOutput, Duration, Fn, Stack
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from contract.errors import ConfigError
+from infra import outputs, policies
+from infra.settings import Settings
+from infra.stacks.log_groups import log_group, vended_name
+from infra.stacks.machines import Machines, make_machines
+from infra.stacks.storage import StorageStack, bucket_arn
+
+#: Where the worker image has the user's own code (lambdas/Dockerfile).
+CODE_DIR = "/opt/peerless/code"
+#: What a local function's code answers, should its invocation ever be run in place of being sent on.
+_STUB = "def handler(event, context):\n    raise RuntimeError('this function is run by the local Lambda service')\n"
+_ALIAS = "live"
+
+
+class WorkerImage(Protocol):
+    """What the functions need of the stack of images."""
+
+    @property
+    def worker_code(self) -> lambda_.DockerImageCode: ...
+
+
+class WorkersStack(Stack):
+    """Attributes, by rank: `functions`, `invoked` (ARNs that machines invoke), `inline_machines`,
+    `distributed_machines`, `machine_roles`. `shared` is the stack that holds the one function of all peers, None in
+    that stack itself and where each peer has its own.
+
+    Functions stand outside any VPC: they need S3 and nothing else, and a VPC would cost addresses and a cold start.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        settings: Settings,
+        *,
+        ranks: range,
+        storage: StorageStack,
+        images: WorkerImage | None,
+        shared: WorkersStack | None = None,
+    ) -> None:
+        described = f"Gradient workers of ranks {ranks[0]} to {ranks[-1]} of the Peerless deployment {settings.name}"
+        super().__init__(scope, id, description=described)
+        if images is None and not settings.local:
+            raise ConfigError("gradient workers on AWS need the stack of images")
+        self._settings, self._images = settings, images
+        self._run_bucket = bucket_arn(storage.run_bucket)
+        self._peer_buckets = [bucket_arn(bucket) for bucket in storage.peer_buckets]
+        self.functions: dict[int, lambda_.Function] = {}
+        self.invoked: dict[int, str] = {}
+        machines = self._workers(ranks, shared)
+        self.inline_machines = {rank: made.inline for rank, made in machines.items()}
+        self.distributed_machines = {rank: made.distributed for rank, made in machines.items()}
+        self.machine_roles = {rank: made.role for rank, made in machines.items()}
+        self._outputs(ranks)
+
+    def _workers(self, ranks: range, shared: WorkersStack | None) -> dict[int, Machines]:
+        settings = self._settings
+        # One group, because all machines of a stack log through one delivery and say nothing of the data.
+        group = log_group(self, "MachineLog", settings, name=vended_name("states"))
+        if shared is not None:
+            first = min(shared.functions)
+            self.functions = dict.fromkeys(ranks, shared.functions[first])
+            self.invoked = dict.fromkeys(ranks, shared.invoked[first])
+        elif settings.shared_worker:
+            function, arn = self._function(range(settings.peers), policies.SHARED)
+            self.functions, self.invoked = dict.fromkeys(ranks, function), dict.fromkeys(ranks, arn)
+        else:
+            for rank in ranks:
+                self.functions[rank], self.invoked[rank] = self._function((rank,), policies.rank_name(rank))
+        return {
+            rank: make_machines(
+                self,
+                settings,
+                rank=rank,
+                peer_bucket=self._peer_buckets[rank],
+                function=self.invoked[rank],
+                log_group=group,
+            )
+            for rank in ranks
+        }
+
+    def _function(self, served: range | tuple[int, ...], who: str) -> tuple[lambda_.Function, str]:
+        """A worker for the peers `served`: the function, and the ARN to invoke."""
+        settings = self._settings
+        group = log_group(self, f"Log{who}", settings)
+        role = iam.Role(
+            self,
+            f"Role{who}",
+            description=f"Gradient worker of peer {who}",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+        )
+        policies.tag_peer(role, who)
+        own_log = self.format_arn(service="logs", resource=f"log-group:{group.log_group_name}")
+        policy = policies.attach(self, f"Policy{who}", role, [*policies.logs(own_log), *policies.tracing()])
+        data = self._data_policies(role, served, who)
+        images = self._images
+        function = self._local(who, role) if images is None else self._image(images, who, role, group)
+        function.node.add_dependency(policy, *data)
+        return function, function.function_arn if settings.local else self._published(function, who)
+
+    def _data_policies(self, role: iam.Role, served: range | tuple[int, ...], who: str) -> list[Construct]:
+        """Access to the buckets; ten peers per managed policy, as a shared role's inline ones may not be that long."""
+        if len(served) == 1:
+            (rank,) = served
+            grants = policies.worker(self._run_bucket, self._peer_buckets[rank], rank)
+            return [policies.attach(self, f"Data{who}", role, grants)]
+        made: list[Construct] = []
+        for number, ranks in enumerate(self._settings.groups):
+            grants = [g for rank in ranks for g in policies.worker(self._run_bucket, self._peer_buckets[rank], rank)]
+            made.append(policies.attach_managed(self, f"Data{who}{number}", role, grants))
+        return made
+
+    def _image(self, images: WorkerImage, who: str, role: iam.Role, group: logs.ILogGroup) -> lambda_.Function:
+        settings = self._settings
+        threads = str(settings.threads)
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if settings.code_dir:
+            environment["PEERLESS_CODE_DIR"] = CODE_DIR
+        arm = settings.architecture == "arm64"
+        function = lambda_.DockerImageFunction(
+            self,
+            f"Worker{who}",
+            description=f"Gradient worker of peer {who}, own code {settings.code_digest[:12] or 'none'}",
+            code=images.worker_code,
+            architecture=lambda_.Architecture.ARM_64 if arm else lambda_.Architecture.X86_64,
+            memory_size=settings.memory_mb,
+            timeout=Duration.seconds(settings.timeout_seconds),
+            reserved_concurrent_executions=settings.reserved_concurrency or None,
+            environment=environment,
+            role=role.without_policy_updates(),  # all that it may do stands in infra/policies.py
+            log_group=group,
+            tracing=lambda_.Tracing.ACTIVE,
+        )
+        if settings.snap_start:
+            made = function.node.default_child
+            assert isinstance(made, lambda_.CfnFunction)
+            # The L2 property refuses images, which Lambda takes since Python 3.12's base.
+            made.snap_start = lambda_.CfnFunction.SnapStartProperty(apply_on="PublishedVersions")
+        return function
+
+    def _published(self, function: lambda_.Function, who: str) -> str:
+        """ARN of the alias of the published version: it outlives the version, so machines and policies need no change
+        with new code, and `parallel` machines made earlier invoke what is deployed now."""
+        return lambda_.Alias(self, f"Live{who}", alias_name=_ALIAS, version=function.current_version).function_arn
+
+    def _local(self, who: str, role: iam.Role) -> lambda_.Function:
+        """A function whose invocations the local AWS sends on to the local Lambda service.
+
+        Only here a name is chosen by hand: the address that invocations go to contains it, and stands in the function's
+        own environment. It holds the deployment's name, and a local AWS has one account.
+        """
+        settings = self._settings
+        name = local_function(settings, who)
+        return lambda_.Function(
+            self,
+            f"Worker{who}",
+            function_name=name,
+            runtime=lambda_.Runtime.PYTHON_3_12,
+            handler="index.handler",
+            code=lambda_.Code.from_inline(_STUB),
+            memory_size=settings.memory_mb,
+            # The local AWS counts the wait for a free worker; the Lambda service has the function's own limit.
+            timeout=Duration.minutes(15),
+            environment={"MINISTACK_LAMBDA_PROXY_URL": f"{settings.lambda_url}/peerless/proxy/{quote(name)}"},
+            role=role.without_policy_updates(),
+        )
+
+    def _outputs(self, ranks: range) -> None:
+        lists = {
+            outputs.FUNCTIONS: [self.functions[rank].function_name for rank in ranks],
+            outputs.FUNCTION_ARNS: [self.invoked[rank] for rank in ranks],
+            outputs.INLINE_MACHINES: [self.inline_machines[rank].state_machine_arn for rank in ranks],
+            outputs.DISTRIBUTED_MACHINES: [self.distributed_machines[rank].state_machine_arn for rank in ranks],
+            outputs.MACHINE_ROLES: [self.machine_roles[rank].role_arn for rank in ranks],
+        }
+        for name, values in lists.items():
+            CfnOutput(self, name, value=Fn.join(",", values))
+
+
+def local_function(settings: Settings, who: str) -> str:
+    """Name of a local deployment's function of rank `who` (four digits, or policies.SHARED)."""
+    return f"{settings.prefix}-gradient-{who}"
