@@ -72,9 +72,9 @@ class Account:
             raise AccountError("no AWS region is chosen; set AWS_REGION, for example AWS_REGION=us-east-1")
         self.region: str = region
         self.profile: str = self._session.profile_name
-        ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        self._ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
         named = os.environ.get("AWS_ENDPOINT_URL") or scoped.get("endpoint_url") or None
-        self.endpoint_url: str | None = None if ignored else named
+        self.endpoint_url: str | None = None if self._ignored else named
         """Another AWS than Amazon's, for all services; None is Amazon's."""
         self._clients: dict[str, Any] = {}
 
@@ -95,8 +95,7 @@ class Account:
 
     def store(self, clock: Clock) -> S3Store:
         """S3 with these credentials, as peers use it."""
-        configured = not os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
-        endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") if configured else None) or self.endpoint_url
+        endpoint = (None if self._ignored else os.environ.get("AWS_ENDPOINT_URL_S3")) or self.endpoint_url
         return S3Store(region=self.region, endpoint_url=endpoint, clock=clock, session=boto3.session.Session())
 
 
