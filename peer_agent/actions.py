@@ -32,6 +32,7 @@ from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
 from peer_agent.contributions import Contributions
 from peer_agent.convergence import Convergence
+from peer_agent.meter import Meter
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
 from peer_agent.spool import Spool
@@ -131,6 +132,7 @@ class Actions:
         self.rounds_applied = 0
         self.invocations = 0
         self.executions = 0
+        self.meter = Meter(spec, ports.clock.now())
         self.final_model = ""
         """Hash of the weights that the run hands over; empty until they are known."""
         self.best_loss: float | None = None
@@ -170,6 +172,7 @@ class Actions:
         flat, buffers = self.update.flat, self.update.buffers
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
+            self.meter.end(gradient.invocations, gradient.executions, self.ports.clock.monotonic())
             self.invocations += gradient.invocations
             self.executions += gradient.executions
             own.gradient = gradient
@@ -181,6 +184,8 @@ class Actions:
 
         fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
         self.ports.events.emit("round_started", round=own.round, fields=fields)
+        batches = self.spec.batches_for_round(self.me.rank, own.round)
+        self.meter.begin(len(batches), self.ports.clock.monotonic())
         if own.validate:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers), gradient_done)
@@ -245,6 +250,23 @@ class Actions:
         if decision.lr_reduced:
             self.ports.events.emit("lr_reduced", round=round, fields={"lr": decision.lr})
         return decision.stop
+
+    @property
+    def usd(self) -> float | None:
+        """At most so much is this peer's share of the run's bill so far, in US dollars; None without prices."""
+        return self.meter.usd(self.ports.clock.now(), self.ports.clock.monotonic(), self.ports.store.counts)
+
+    @property
+    def spent(self) -> bool:
+        """Whether that has reached this peer's share of `aws.max_usd`."""
+        return self.meter.reached(self.ports.clock.now(), self.ports.clock.monotonic(), self.ports.store.counts)
+
+    def tell_bill(self, round: int) -> None:
+        """Show the bill once a round, where there are prices."""
+        usd = self.usd
+        if usd is not None:
+            fields = {"usd": usd, "limit_usd": self.meter.limit_usd}
+            self.ports.events.emit("bill", round=round, fields=fields)
 
     def conclude(self) -> None:
         """The run has ended: settle which weights it hands over."""

@@ -82,6 +82,7 @@ class AsyncActions(Actions):
             self.update.step(headers, self.contributions.frames(headers))
             self.contributions.settle(headers)
         self.rounds_applied += 1
+        self.tell_bill(round)
         self.spool.retain({header.digest for header in headers})
         too_old = round - self.spec.config.exchange.max_staleness - 1
         if too_old >= 0:

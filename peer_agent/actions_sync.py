@@ -118,6 +118,7 @@ class SyncActions(Actions):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)
             self.rounds_applied += 1
+            self.tell_bill(commit.round)
         self.retention.applied(commit)
         self.reception.begin(commit.round)
         return [s.Applied(commit.round, self.update.weights_sha256, stop)]

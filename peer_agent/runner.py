@@ -43,6 +43,7 @@ class Runner:
         self.ended = False
         self.reason = ""
         self._end_wanted = ""
+        self._spent = False
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
         self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()
@@ -95,6 +96,9 @@ class Runner:
             if event is not None:
                 self.feed(event)
             exchange.acknowledge(delivery)
+        if not (self._spent or self.ended) and self.actions.spent:
+            self._spent = True  # said once; a stop record that exists already ends the run anyway
+            self.feed(s.EndRequested(s.MAX_USD))
         self._look_at_the_clock()
 
     def feed(self, *events: s.Event) -> None:
@@ -226,5 +230,6 @@ class Runner:
             state_machine_executions=actions.executions,
             frames_rejected=dict(actions.rejected),
             stages=self.ports.metrics.totals(),
+            estimated_usd=actions.usd,
             error=error,
         )

@@ -14,6 +14,8 @@ from contract.wire import FrameHeader
 
 #: Why a run ends when nothing ends it earlier.
 EPOCH_LIMIT = "epoch_limit"
+#: Why it ends when a peer's bill has reached its limit.
+MAX_USD = "max_usd"
 
 # ---------------------------------------------------------------------------------------------------------- events
 

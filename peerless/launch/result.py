@@ -93,6 +93,7 @@ def summarise(
     raw = sum(report.gradient_bytes_raw for report in reports)
     encoded = sum(report.gradient_bytes_encoded for report in reports)
     reasons = sorted({report.reason for report in whole if report.reason})
+    bills = [report.estimated_usd for report in reports if report.estimated_usd is not None]
     return {
         "run_id": run,
         "mode": config.mode,
@@ -119,6 +120,7 @@ def summarise(
         "gradient_service": config.compute.service,
         "lambda_invocations": sum(report.lambda_invocations for report in reports),
         "state_machine_executions": sum(report.state_machine_executions for report in reports),
+        "estimated_usd": round(sum(bills), 6) if bills else None,
         "lambda_service": counters,
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
         "stages": mean_stages(whole),

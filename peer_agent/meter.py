@@ -1,0 +1,95 @@
+"""A peer's own bill: at most so much is its share of what the run has cost so far, from the prices in the run's spec.
+
+What is counted is an upper bound, so that a limit is met and not passed by much: a gradient worker is billed as if it
+had lasted as long as the stage that waited for it, and the round under way counts as it runs. Data transfer, storage
+by the month, logs, and retries within a stage that failed are not in it.
+"""
+
+from __future__ import annotations
+
+from contract.config import ComputeConfig
+from contract.prices import Prices
+from contract.runspec import RunSpec
+from contract.store import StoreCounts
+
+#: Invocations at once that a map of each kind can have where the configuration sets no limit
+#: (https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html).
+INLINE_AT_ONCE, DISTRIBUTED_AT_ONCE = 40, 10_000
+#: State transitions at most: of an execution besides its tasks, and of a task (start, the task itself, end, where it
+#: is a child execution of its own).
+EXECUTION_TRANSITIONS, TASK_TRANSITIONS = 4, 3
+#: A worker reads weights and batch and writes its gradient; its store may ask again, which is seldom.
+WORKER_GETS, WORKER_PUTS = 2, 1
+
+
+def at_once(compute: ComputeConfig, invocations: int) -> int:
+    """How many of `invocations` can have run at the same time."""
+    if compute.state_machine == "parallel":
+        return invocations
+    most = INLINE_AT_ONCE if compute.state_machine == "inline_map" else DISTRIBUTED_AT_ONCE
+    return min(invocations, min(compute.concurrency or most, most))
+
+
+def stage_usd(prices: Prices, compute: ComputeConfig, *, invocations: int, executions: int, seconds: float) -> float:
+    """At most so many US dollars did a compute stage cost that lasted `seconds`."""
+    gb_seconds = at_once(compute, invocations) * seconds * compute.memory_mb / 1_024
+    transitions = executions * EXECUTION_TRANSITIONS + invocations * TASK_TRANSITIONS
+    return (
+        gb_seconds * prices.lambda_usd_per_gb_second
+        + invocations * (prices.lambda_usd_per_request + WORKER_GETS * prices.get_usd + WORKER_PUTS * prices.put_usd)
+        + transitions * prices.transition_usd
+    )
+
+
+class Meter:
+    """Adds up one peer's share in US dollars. Without prices in `spec` it does nothing.
+
+    Times in seconds: `now` since the epoch, `moment` monotonic. Hours count from the run's launch, because the broker
+    and the instances do.
+    """
+
+    def __init__(self, spec: RunSpec, now: float) -> None:
+        self._prices, self._compute, self._peers = spec.prices, spec.config.compute, spec.config.peers
+        self._since = spec.created or now
+        self._stages = 0.0
+        self._running: tuple[int, float] | None = None  # invocations and begin of the stage under way
+        limit = spec.config.aws.max_usd
+        self.limit_usd = limit / self._peers if limit and spec.prices is not None else None
+        """This peer's share of `aws.max_usd`; None where nothing limits it."""
+
+    def begin(self, batches: int, moment: float) -> None:
+        """A compute stage of so many batches begins."""
+        self._running = (batches if self._compute.service == "lambda" else 0, moment)
+
+    def end(self, invocations: int, executions: int, moment: float) -> None:
+        """It has ended, and took so many invocations, retries included."""
+        if self._prices is not None and self._running is not None:
+            seconds = moment - self._running[1]
+            self._stages += stage_usd(
+                self._prices, self._compute, invocations=invocations, executions=executions, seconds=seconds
+            )
+        self._running = None
+
+    def usd(self, now: float, moment: float, counts: StoreCounts) -> float | None:
+        """The share so far; None without prices. `counts` are this peer's own requests to S3."""
+        prices = self._prices
+        if prices is None:
+            return None
+        invocations, begun = self._running or (0, moment)
+        running = stage_usd(
+            prices,
+            self._compute,
+            invocations=invocations,
+            executions=1 if invocations else 0,
+            seconds=moment - begun,
+        )
+        hours = max(0.0, now - self._since) / 3_600
+        requests = counts.gets * prices.get_usd + (counts.puts + counts.lists) * prices.put_usd
+        return prices.run_usd_per_hour / self._peers * hours + self._stages + running + requests
+
+    def reached(self, now: float, moment: float, counts: StoreCounts) -> bool:
+        """Whether the limit is reached."""
+        if self.limit_usd is None:
+            return False
+        usd = self.usd(now, moment, counts)
+        return usd is not None and usd >= self.limit_usd
