@@ -1,0 +1,1 @@
+"""Makes the peers' accounts on the broker, as a custom resource of CloudFormation. Standard library only."""
