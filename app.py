@@ -24,7 +24,7 @@ def main() -> None:
     """Synthesise the deployment that the context describes; the CDK command says where the templates go."""
     # Feature flags come from cdk.json whoever starts this, so that a template does not depend on how it was made.
     flags = json.loads((FOLDER / "cdk.json").read_text(encoding="utf-8"))["context"]
-    app = App(context=flags)
+    app = App(context=flags, outdir=os.environ.get("CDK_OUTDIR", "cdk.out"))  # set by the CDK command
     build(app, settings_of(app))
     app.synth()
 

@@ -4,15 +4,19 @@
     runs/<run>/                                    runs/<run>/peers/<rank>/
       run.json                                       manifest.json
       members/<rank>.json                            batches/<index>.safetensors
-      weights/<sha256>                               items/<round>-<incarnation>.json
-      contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
       commits/<round>.json
       results/<round>.json
       stop.json
       validation.safetensors
       reports/<rank>.json
+    expiring/<run>/                                expiring/<run>/peers/<rank>/
+      weights/<sha256>                               items/<round>-<incarnation>.json
+      contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
       events/<rank>/<milliseconds>.jsonl
     deployment/current.json
+
+What a deployment's buckets delete after some days lies under a prefix of its own, because S3's lifecycle rules go by
+the beginning of a key and by nothing else that a name could say.
 
 Numbers are padded with zeros, so that a listing comes in numerical order. Keys of a peer's bucket name the rank as
 well: peers that share one bucket do not collide.
@@ -71,15 +75,15 @@ class Places:
 
     def weights(self, sha256: str) -> Place:
         """Weights named by their hash, 64 hexadecimal digits."""
-        return self._in_run(f"weights/{sha256}")
+        return self._passing(f"weights/{sha256}")
 
     def contribution(self, round: int, rank: int, incarnation: int) -> Place:
         """A peer's frame for a round."""
-        return self._in_run(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+        return self._passing(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
 
     def contributions(self) -> Place:
         """The prefix under which all contributions lie, for listing."""
-        return self._in_run("contributions/")
+        return self._passing("contributions/")
 
     def parse_contribution(self, key: str) -> tuple[int, int, int]:
         """(round, rank, incarnation) of a contribution's key. Raises CorruptObject for a key of anything else."""
@@ -110,11 +114,11 @@ class Places:
 
     def events(self, rank: int, milliseconds: int) -> Place:
         """A chunk of a peer's events (contract/events.py), named by its time in milliseconds since the epoch."""
-        return self._in_run(f"events/{_rank(rank)}/{_number(milliseconds, 13)}.jsonl")
+        return self._passing(f"events/{_rank(rank)}/{_number(milliseconds, 13)}.jsonl")
 
     def events_of(self, rank: int) -> Place:
         """The prefix under which all chunks of a peer's events lie, for listing; their keys sort by time."""
-        return self._in_run(f"events/{_rank(rank)}/")
+        return self._passing(f"events/{_rank(rank)}/")
 
     def parse_events(self, rank: int, key: str) -> int:
         """The milliseconds in a chunk's key. Raises CorruptObject for a key of anything else."""
@@ -133,11 +137,11 @@ class Places:
 
     def items(self, rank: int, round: int, incarnation: int) -> Place:
         """The round's batches as a JSON array, for a distributed map's item reader."""
-        return self._in_peer(rank, f"items/{_round(round)}-{_number(incarnation)}.json")
+        return self._in_peer(rank, f"items/{_round(round)}-{_number(incarnation)}.json", "expiring")
 
     def gradient(self, rank: int, round: int, incarnation: int, batch: int) -> Place:
         """The gradient of one batch, as a worker wrote it."""
-        return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}")
+        return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -152,10 +156,13 @@ class Places:
     def _in_run(self, name: str) -> Place:
         return Place(self.run_bucket, f"runs/{self.run}/{name}", self.account)
 
-    def _in_peer(self, rank: int, name: str) -> Place:
+    def _passing(self, name: str) -> Place:
+        return Place(self.run_bucket, f"expiring/{self.run}/{name}", self.account)
+
+    def _in_peer(self, rank: int, name: str, root: str = "runs") -> Place:
         if not 0 <= rank < len(self.peer_buckets):
             raise ValueError(f"rank {rank} has no bucket; the run has {len(self.peer_buckets)}")
-        return Place(self.peer_buckets[rank], f"runs/{self.run}/peers/{_rank(rank)}/{name}", self.account)
+        return Place(self.peer_buckets[rank], f"{root}/{self.run}/peers/{_rank(rank)}/{name}", self.account)
 
 
 def spec_place(run: str, run_bucket: str, account: str | None = None) -> Place:

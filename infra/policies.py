@@ -26,13 +26,15 @@ SHARED = "shared"
 #: Name under which a policy's metadata holds the reasons of its wildcards, by Sid.
 REASONS = "Reasons"
 
+#: Beginning of the keys that lifecycle rules delete after the settings' days.
+EXPIRING = "expiring/"
 #: Records of a run that are created once (`If-None-Match`) and never change.
 CREATED_ONCE = ("runs/*/run.json", "runs/*/commits/*", "runs/*/results/*", "runs/*/stop.json")
 #: Frames: created once as well, and deleted after their round.
-CONTRIBUTIONS = "runs/*/contributions/*"
+CONTRIBUTIONS = "expiring/*/contributions/*"
 #: Claims on ranks, created or replaced under a condition (`If-None-Match`, `If-Match`).
 MEMBERS = "runs/*/members/*"
-WEIGHTS = "runs/*/weights/*"
+WEIGHTS = "expiring/*/weights/*"
 
 _ANY_RUN = "keys begin with the run, and a deployment serves runs whose names nobody knows yet"
 _NO_RESOURCE = "this action cannot be limited to a resource"
@@ -205,13 +207,13 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
                 f"{run_bucket}/{key}"
                 for key in (
                     WEIGHTS,
-                    f"runs/*/contributions/*/{name}-*",
+                    f"expiring/*/contributions/*/{name}-*",
                     "runs/*/commits/*",
                     "runs/*/results/*",
                     "runs/*/stop.json",
                     f"runs/*/members/{name}.json",
                     f"runs/*/reports/{name}.json",
-                    f"runs/*/events/{name}/*",
+                    f"expiring/*/events/{name}/*",
                 )
             ),
             reason=f"weights are named by their hash, rounds by number; {_ANY_RUN}",
@@ -268,11 +270,75 @@ def peer_machines(state_machines: Sequence[str], executions: Sequence[str], *, e
     return grants
 
 
+def peer_instance(*, group: str, image_repository: str, log_streams: str, secret: str | None) -> list[Grant]:
+    """A peer's instance: what it needs beside S3 and its state machines. Arguments are ARNs.
+
+    `group` is its auto scaling group, `log_streams` its part of the peers' log group, `secret` its user at the broker
+    (None without one).
+    """
+    grants = [
+        Grant(
+            sid="SwitchOff",
+            actions=("autoscaling:SetDesiredCapacity",),
+            resources=(group,),
+            reason="its own group alone, named in full; the id before the name is the service's choice",
+        ),
+        Grant(sid="PullImage", actions=("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), resources=(image_repository,)),
+        Grant(
+            sid="LogInToRegistry",
+            actions=("ecr:GetAuthorizationToken",),
+            resources=("*",),
+            reason=f"{_NO_RESOURCE}; what the token opens is told by the other grants",
+        ),
+        Grant(
+            sid="WriteLog",
+            actions=("logs:CreateLogStream", "logs:PutLogEvents"),
+            resources=(log_streams,),
+            reason="streams of its own rank: one per instance",
+        ),
+        Grant(
+            # Session Manager in place of SSH. AmazonSSMManagedInstanceCore would let a peer read every parameter of the
+            # account as well. https://docs.aws.amazon.com/systems-manager/latest/userguide/getting-started-add-permissions-to-existing-profile.html
+            sid="OpenSessions",
+            actions=(
+                "ssm:UpdateInstanceInformation",
+                "ssmmessages:CreateControlChannel",
+                "ssmmessages:CreateDataChannel",
+                "ssmmessages:OpenControlChannel",
+                "ssmmessages:OpenDataChannel",
+            ),
+            resources=("*",),
+            reason=f"{_NO_RESOURCE}; it can only offer sessions on itself",
+        ),
+    ]
+    if secret is not None:
+        grants.append(Grant(sid="LogInToBroker", actions=("secretsmanager:GetSecretValue",), resources=(secret,)))
+    return grants
+
+
+def end_of_instances(group_pattern: str) -> list[Grant]:
+    """The time limit's state machine: end instances of the deployment's groups. `group_pattern` is the groups' ARN."""
+    return [
+        Grant(
+            sid="FindInstance",
+            actions=("autoscaling:DescribeAutoScalingInstances",),
+            resources=("*",),
+            reason=f"{_NO_RESOURCE}; it can only look",
+        ),
+        Grant(
+            sid="EndInstance",
+            actions=("autoscaling:TerminateInstanceInAutoScalingGroup",),
+            resources=(group_pattern,),
+            reason="groups of this deployment, by the prefix that all of them carry and no other deployment's",
+        ),
+    ]
+
+
 def items(name: str) -> str:
     """Keys of the lists of batches that a peer hands to a distributed map."""
-    return f"runs/*/peers/{name}/items/*"
+    return f"expiring/*/peers/{name}/items/*"
 
 
 def gradients(name: str) -> str:
     """Keys of a peer's gradients per batch."""
-    return f"runs/*/peers/{name}/gradients/*"
+    return f"expiring/*/peers/{name}/gradients/*"

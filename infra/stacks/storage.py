@@ -32,17 +32,18 @@ class StorageStack(Stack):
         # destroy a run, and as versions those survive for a day at some 0.001 USD per GB. Peers' buckets have none:
         # only the user writes batches, and gradients, hundreds of GB a day for a large model, can be computed again.
         # Nor has the local AWS, which expires nothing.
-        self.run_bucket = self._bucket("Run", settings, ("runs/",), versioned=not settings.local)
+        self.run_bucket = self._bucket("Run", settings, versioned=not settings.local)
         self._keep_records(self.run_bucket)
         self.peer_buckets = [
-            self._bucket(f"Peer{policies.rank_name(rank)}", settings, ("runs/",)) for rank in range(settings.peers)
+            self._bucket(f"Peer{policies.rank_name(rank)}", settings) for rank in range(settings.peers)
         ]
         for rank, bucket in enumerate(self.peer_buckets):
             _keep_other_peers_out(bucket, rank)
         self._outputs(settings)
 
-    def _bucket(self, id: str, settings: Settings, expiring: tuple[str, ...], *, versioned: bool = False) -> s3.Bucket:
+    def _bucket(self, id: str, settings: Settings, *, versioned: bool = False) -> s3.Bucket:
         rules = [
+            s3.LifecycleRule(id="WhatPasses", prefix=policies.EXPIRING, expiration=Duration.days(settings.data_days)),
             s3.LifecycleRule(id="UnfinishedUploads", abort_incomplete_multipart_upload_after=Duration.days(1)),
         ]
         if versioned:
@@ -72,9 +73,9 @@ class StorageStack(Stack):
         """Records are created once by whoever it is, and never deleted by a peer, whatever its own policies say.
 
         The first two statements need no list of peers: the user's side, too, creates records under a condition only,
-        and a statement for everybody cannot be evaded by a role that somebody forgot to list. Deleting is for the user at
-        the end, so the others go by the tag that every peer's and worker's role carries: roles live in stacks that
-        refer to this one, which cannot refer back.
+        and a statement for everybody cannot be evaded by a role that somebody forgot to list. Deleting is for the user
+        at the end, so the others go by the tag that every peer's and worker's role carries: roles live in stacks
+        that refer to this one, which cannot refer back.
         """
         created = {"Bool": {"s3:ObjectCreationOperation": "true"}}  # parts of a multipart upload carry no condition
         self._deny(

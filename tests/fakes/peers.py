@@ -353,8 +353,8 @@ class Cast:
         ]
 
     def keys(self, part: str) -> list[str]:
-        """Keys in the run's bucket under runs/<run>/<part>, without that prefix."""
-        prefix = f"runs/{self.spec.run}/{part}"
+        """Keys in the run's bucket under runs/<run>/<part> or expiring/<run>/<part>, without that prefix."""
+        prefix = f"{'expiring' if part in ('weights/', 'contributions/') else 'runs'}/{self.spec.run}/{part}"
         return [key.removeprefix(prefix) for key in self.store.list(self.spec.places.run_bucket, prefix)]
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def test_every_place_of_a_run_is_a_different_object() -> None:
     ]
     assert len(set(made)) == len(made)
     assert len({place.key for place in made}) == len(made), "two peers may share one bucket"
-    assert all(place.key.startswith("runs/mnist-1/") for place in made)
+    assert all(place.key.startswith(("runs/mnist-1/", "expiring/mnist-1/")) for place in made)
     assert all(place.owner == "123456789012" for place in made)
 
 
@@ -48,7 +48,7 @@ def test_a_contributions_key_says_whose_it_is() -> None:
 
 
 def test_chunks_of_events_come_in_the_order_of_time() -> None:
-    assert PLACES.events(3, 1_700_000_000_000).key == "runs/mnist-1/events/0003/1700000000000.jsonl"
+    assert PLACES.events(3, 1_700_000_000_000).key == "expiring/mnist-1/events/0003/1700000000000.jsonl"
     keys = [PLACES.events(3, moment).key for moment in (5, 1_700_000_000_000, 1_700_000_000_001, 9_999_999_999_999)]
     assert sorted(keys) == keys
     assert all(key.startswith(PLACES.events_of(3).key) for key in keys)

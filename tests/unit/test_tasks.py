@@ -124,7 +124,7 @@ def test_a_distributed_input_does_not_grow_with_the_batches() -> None:
     text = distributed_input(task.common_dict(), task.places.items(1, 3, 2))
     assert json.loads(text)["items"] == {
         "bucket": task.places.peer_buckets[1],
-        "key": "runs/r/peers/0001/items/000003-2.json",
+        "key": "expiring/r/peers/0001/items/000003-2.json",
     }
     assert len(text) < 100_000
 
