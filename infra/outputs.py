@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # Stacks, after `Settings.prefix` and a hyphen. Workers and Peers stand once per group of peers, with its number.
 NETWORK, STORAGE, BROKER, WORKERS, PEERS, WATCH = "Network", "Storage", "Broker", "Workers", "Peers", "Watch"
+IMAGES = "Images"
 
 # Outputs of Storage.
 SETTINGS = "Settings"
@@ -15,6 +16,10 @@ SETTINGS = "Settings"
 RUN_BUCKET = "RunBucket"
 PEER_BUCKETS = "PeerBuckets"
 """Followed by the group's number, because all peers' buckets stand in the one stack: PeerBuckets0."""
+
+# Outputs of Images.
+CODE_DIGEST = "CodeDigest"
+"""Digest of the user's own code in the images, as contract/code.py has it; missing where there is none."""
 
 # Outputs of Workers<k>.
 FUNCTIONS = "Functions"
@@ -36,3 +41,13 @@ BROKER_ENDPOINT = "BrokerEndpoint"
 AUTO_SCALING_GROUPS = "Groups"
 """Names of the auto scaling groups."""
 PEER_LOG_GROUP = "LogGroup"
+
+
+def parallel_machine(prefix: str, rank: int, run: str) -> str:
+    """Name of the state machine of form `parallel` that the user's command makes for a run (`*`: any run's).
+
+    Peers may start machines of such a name with their own rank. Deployments' names have no capital letters, so one's
+    names never fit another's pattern. At most 80 characters; a long run's name loses its beginning, not its unique end.
+    """
+    start = f"{prefix}-Parallel-{rank:04d}-"
+    return start + run[-(80 - len(start)) :]

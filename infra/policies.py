@@ -283,7 +283,9 @@ def peer_instance(*, group: str, image_repository: str, log_streams: str, secret
             resources=(group,),
             reason="its own group alone, named in full; the id before the name is the service's choice",
         ),
-        Grant(sid="PullImage", actions=("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), resources=(image_repository,)),
+        Grant(
+            sid="PullImage", actions=("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), resources=(image_repository,)
+        ),
         Grant(
             sid="LogInToRegistry",
             actions=("ecr:GetAuthorizationToken",),
