@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from typing import Any
 
 from contract.config import RunConfig
 from contract.errors import PeerlessError
@@ -10,6 +12,15 @@ from peerless import data
 from peerless.launch import result, shipping
 from peerless.launch.follow import rounds_told
 from peerless.launch.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run left."""
+
+    run: str
+    folder: RunFolder
+    summary: dict[str, Any]
 
 
 def keep(config: RunConfig, folder: RunFolder, dataset: data.Dataset | None) -> str:

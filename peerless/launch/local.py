@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from peerless import data
 from peerless.launch import result, shipping
 from peerless.launch.follow import END_SECONDS, follow
 from peerless.launch.interrupts import Interrupts
-from peerless.launch.kept import keep, tell_in_folder
+from peerless.launch.kept import Outcome, keep, tell_in_folder
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import LocalResources, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
@@ -34,15 +33,6 @@ from peerless.report.progress import Observer
 
 #: Where `peerless local up` keeps its state, relative to the working directory.
 LOCAL_FOLDER = Path(".peerless/local")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run left."""
-
-    run: str
-    folder: RunFolder
-    summary: dict[str, Any]
 
 
 def train_local(

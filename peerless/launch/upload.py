@@ -6,6 +6,7 @@ from contract import tensors
 from contract.clock import Clock
 from contract.config import RunConfig
 from contract.keys import Places
+from contract.prices import Prices
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.store import ObjectStore
 from peerless import data
@@ -21,11 +22,12 @@ def provide(
     machines: tuple[str, ...],
     code_digest: str,
     clock: Clock,
+    prices: Prices | None = None,
 ) -> RunSpec:
     """Upload batches, validation set and initial weights, then `run.json`, which names them; gives its content.
 
     `machines` are the state machines' ARNs in rank order, "" where a peer computes in its own process. The buckets
-    must exist. Raises StoreUnavailable and what else the store raises.
+    must exist. `prices` are for the peers' meters. Raises StoreUnavailable and what else the store raises.
     """
     uploaded = data.upload(work.prepared, store, places)
     flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
@@ -45,6 +47,7 @@ def provide(
         state_machines=machines,
         code_digest=code_digest,
         created=clock.now(),
+        prices=prices,
     )
     store.create(places.spec(), spec.to_json())
     return spec

@@ -31,9 +31,10 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         if summary["compression_ratio"]
         else "nothing sent",
         "time": f"{summary['seconds_training']:.1f} s of training, {summary['seconds_total']:.1f} s in all",
-        "memory": f"at most {summary['peak_memory_bytes'] / 1e9:.2f} GB over all processes",
         "kept in": folder,
     }
+    if summary["peak_memory_bytes"] is not None:
+        rows["memory"] = f"at most {summary['peak_memory_bytes'] / 1e9:.2f} GB over all processes"
     for name, value in rows.items():
         head.add_row(name, value)
     return Group(head, _stages(summary["stages"])) if summary["stages"] else head
