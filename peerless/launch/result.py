@@ -29,8 +29,9 @@ class SavedModel:
     sha256: str
     """Hash of weights and buffers (invariant 1)."""
     safetensors: bytes
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    """None where there was no test set at hand, as `test_accuracy`."""
+    test_accuracy: float | None
 
 
 def read_reports(store: ObjectStore, places: Places, peers: int) -> tuple[PeerReport, ...]:
@@ -45,7 +46,7 @@ def fetch_model(
     spec: ModelSpec,
     reports: Sequence[PeerReport],
     loss: str,
-    test_batches: Iterable[tuple[Tensor, Tensor]],
+    test_batches: Iterable[tuple[Tensor, Tensor]] | None,
 ) -> SavedModel | None:
     """Fetch the weights that the peers agreed to save, and test them. None when no peer got so far.
 
@@ -62,12 +63,12 @@ def fetch_model(
         return None
     flat, buffers = tensors.decode_weights(layout, blob, sha256)
     tensors.load(model, layout, flat, buffers)
-    tested = evaluate(model, loss, test_batches)
+    tested = None if test_batches is None else evaluate(model, loss, test_batches)
     return SavedModel(
         sha256=sha256,
         safetensors=tensors.to_safetensors(layout, flat, buffers),
-        test_loss=tested.loss,
-        test_accuracy=tested.accuracy,
+        test_loss=tested.loss if tested else None,
+        test_accuracy=tested.accuracy if tested else None,
     )
 
 
@@ -133,7 +134,7 @@ def conclude(
     places: Places,
     config: RunConfig,
     spec: ModelSpec,
-    test_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    test_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None,
     *,
     counters: Callable[[], dict[str, Any]],
     peak_memory_bytes: int | None,
@@ -153,7 +154,8 @@ def conclude(
     with unless_failed():
         reports = read_reports(store, places, config.peers)
         if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
-            model = fetch_model(store, places, spec, reports, config.loss, test_batches())
+            tests = None if test_batches is None else test_batches()
+            model = fetch_model(store, places, spec, reports, config.loss, tests)
     if model is not None:
         folder.write(folder.model, model.safetensors)
     with unless_failed():
