@@ -62,6 +62,8 @@ class Broker:
     origin: str
     """Where it comes from, for the user."""
     child: Child | None
+    management_url: str = ""
+    """http://host:port of its management API; empty where it was started without."""
 
 
 def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None) -> Broker:
@@ -84,6 +86,20 @@ def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str
         advice = ADVICE.get(sys.platform, ADVICE["linux"])
         raise LocalStackError(f"no RabbitMQ server was found, and none could be fetched ({log_path}); {advice}")
     return _attempts(lambda: _start_node(server, folder, log_path, starting))
+
+
+def start_with_management(
+    folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None
+) -> Broker:
+    """A private node with RabbitMQ's management API on the loopback interface, for what makes accounts through it.
+
+    From an installed server or Debian's packages. Raises LocalStackError where there is none, or it does not start.
+    """
+    environ = os.environ if environ is None else environ
+    server = installed_server(environ) or unpacked_server(environ, log_path, starting)
+    if server is None:
+        raise LocalStackError(f"no RabbitMQ server was found; {ADVICE.get(sys.platform, ADVICE['linux'])}")
+    return _attempts(lambda: _start_node(server, folder, log_path, starting, management=True))
 
 
 def check_given(url: str) -> Broker:
@@ -149,25 +165,36 @@ def _attempts(start_one: Callable[[], Broker]) -> Broker:
     return start_one()
 
 
-def _start_node(server: Server, folder: Path, log_path: Path, starting: Starting) -> Broker:
-    port, distribution_port = free_ports(2)
+def _start_node(
+    server: Server, folder: Path, log_path: Path, starting: Starting, *, management: bool = False
+) -> Broker:
+    port, distribution_port, management_port = free_ports(3)
     password = secrets.token_urlsafe(24)
     shutil.rmtree(folder, ignore_errors=True)  # what a node left whose guard was killed
     folder.mkdir(parents=True, mode=0o700)
     for name in ("rabbitmq.conf", ".erlang.cookie"):
         (folder / name).touch(mode=0o600)
-    (folder / "rabbitmq.conf").write_text(configuration(port, password, _knows_later_limits(server)))
+    settings = configuration(port, password, _knows_later_limits(server))
+    environment = node_environment(server, folder, port, distribution_port)
+    if management:
+        settings += f"management.tcp.ip = {LOOPBACK}\nmanagement.tcp.port = {management_port}\n"
+        (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        if server.plugin_folders:
+            environment["RABBITMQ_PLUGINS_DIR"] = os.pathsep.join(server.plugin_folders)
+    (folder / "rabbitmq.conf").write_text(settings)
     (folder / ".erlang.cookie").write_text(secrets.token_hex(20))
     child = Child.start(
         NAME,
         [server.script],
-        env=node_environment(server, folder, port, distribution_port),
+        env=environment,
         log_path=log_path,
         cwd=folder,
         grace_seconds=_GRACE_SECONDS,
         afterwards=["rm", "-rf", str(folder)],  # the password with it, whoever dies first
     )
-    return _ready(Broker(_url(port, password), f"{LOOPBACK}:{port}", server.origin, child), starting, _READY_SECONDS)
+    url = f"http://{LOOPBACK}:{management_port}" if management else ""
+    broker = Broker(_url(port, password), f"{LOOPBACK}:{port}", server.origin, child, url)
+    return _ready(broker, starting, _READY_SECONDS)
 
 
 def _start_container(

@@ -39,7 +39,8 @@ ADVICE = {
     ),
 }
 _MANIFEST = "peerless.json"
-_LAYOUT = 1
+_MANAGEMENT_PLUGINS = "plugins-management"
+_LAYOUT = 2
 #: What Debian's package asks for that a private node never calls.
 _UNNEEDED = {"libpopt0", "libwrap0"}
 #: Whoever has not finished unpacking after a day was killed.
@@ -59,6 +60,8 @@ class Server:
     """Folders that go first on PATH."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment that it needs besides."""
+    plugin_folders: tuple[str, ...] = ()
+    """Where a server with the management API looks for plugins; empty where it finds them by itself."""
 
 
 def installed_server(
@@ -224,7 +227,8 @@ def finish(root: Path) -> str | None:
 
 
 def trim_plugins(plugins: Path) -> None:
-    """Remove every application that the server itself does not use.
+    """Remove every application that neither the server itself nor its management API uses; the latter's go to a folder
+    beside, `plugins-management`.
 
     Erlang looks for each module in each folder, and the server loads all its modules: without the some forty folders of
     plugins, it starts in half the time (measured: 2.7 s instead of 5.7 s).
@@ -237,15 +241,26 @@ def trim_plugins(plugins: Path) -> None:
         uses[description.stem] = re.findall(r"[a-z]\w*", listed[1]) if listed else []
     if "rabbit" not in uses:
         return
+    needed = _used("rabbit", uses)
+    management = _used("rabbitmq_management", uses) - needed
+    beside = plugins.with_name(_MANAGEMENT_PLUGINS)
+    beside.mkdir()
+    for name in management:
+        folders[name].rename(beside / folders[name].name)
+    for name in uses.keys() - needed - management:
+        shutil.rmtree(folders[name])
+
+
+def _used(name: str, uses: Mapping[str, list[str]]) -> set[str]:
+    """`name`, if it is there, and all that it needs, directly or not."""
     needed: set[str] = set()
-    waiting = ["rabbit"]
+    waiting = [name]
     while waiting:
         name = waiting.pop()
         if name in uses and name not in needed:
             needed.add(name)
             waiting += uses[name]
-    for name in uses.keys() - needed:
-        shutil.rmtree(folders[name])
+    return needed
 
 
 def is_complete(folder: Path) -> bool:
@@ -280,7 +295,14 @@ def _server_in(folder: Path) -> Server:
     (script,) = folder.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server")
     libraries = [str(path) for pattern in ("lib/*-linux-*", "usr/lib/*-linux-*") for path in folder.glob(pattern)]
     env = {"LD_LIBRARY_PATH": os.pathsep.join(libraries)} if libraries else {}
-    return Server(script, f"Debian's packages, unpacked in {folder}", path=(str(folder / "bin"),), env=env)
+    home = script.parents[1]
+    return Server(
+        script,
+        f"Debian's packages, unpacked in {folder}",
+        path=(str(folder / "bin"),),
+        env=env,
+        plugin_folders=(str(home / "plugins"), str(home / _MANAGEMENT_PLUGINS)),
+    )
 
 
 def _discard(folder: Path) -> None:

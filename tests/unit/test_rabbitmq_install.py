@@ -53,14 +53,19 @@ def write_application(plugins: Path, name: str, uses: str) -> None:
 
 
 def test_plugins_that_the_server_does_not_use_go_and_what_those_it_uses_need_stays(tmp_path: Path) -> None:
-    write_application(tmp_path, "rabbit", "kernel,stdlib,\n   ra, rabbit_common")
-    write_application(tmp_path, "ra", "kernel, aten")
-    write_application(tmp_path, "aten", "")
-    write_application(tmp_path, "rabbit_common", "kernel")
-    write_application(tmp_path, "rabbitmq_management", "rabbit, cowboy")
-    write_application(tmp_path, "cowboy", "kernel")
-    install.trim_plugins(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"rabbit-1.0", "ra-1.0", "aten-1.0", "rabbit_common-1.0"}
+    """What the management API needs besides stands apart, for a node that has it."""
+    plugins = tmp_path / "plugins"
+    write_application(plugins, "rabbit", "kernel,stdlib,\n   ra, rabbit_common")
+    write_application(plugins, "ra", "kernel, aten")
+    write_application(plugins, "aten", "")
+    write_application(plugins, "rabbit_common", "kernel")
+    write_application(plugins, "rabbitmq_management", "rabbit, cowboy")
+    write_application(plugins, "cowboy", "kernel")
+    write_application(plugins, "rabbitmq_mqtt", "rabbit")
+    install.trim_plugins(plugins)
+    assert {path.name for path in plugins.iterdir()} == {"rabbit-1.0", "ra-1.0", "aten-1.0", "rabbit_common-1.0"}
+    beside = tmp_path / "plugins-management"
+    assert {path.name for path in beside.iterdir()} == {"rabbitmq_management-1.0", "cowboy-1.0"}
 
 
 def test_a_layout_that_is_not_understood_is_left_alone(tmp_path: Path) -> None:
