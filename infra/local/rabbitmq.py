@@ -63,7 +63,7 @@ class Broker:
     """Where it comes from, for the user."""
     child: Child | None
     management_url: str = ""
-    """http://host:port of its management API; empty where it was started without."""
+    """https://host:port of its management API; empty where it was started without."""
 
 
 def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None) -> Broker:
@@ -88,18 +88,19 @@ def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str
     return _attempts(lambda: _start_node(server, folder, log_path, starting))
 
 
-def start_with_management(
-    folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None
+def start_managed(
+    folder: Path, log_path: Path, starting: Starting, *, certificate: Path, environ: Mapping[str, str] | None = None
 ) -> Broker:
-    """A private node with RabbitMQ's management API on the loopback interface, for what makes accounts through it.
+    """A private node as Amazon MQ's are: AMQP over TLS, and the management API over TLS, through which accounts are made.
 
-    From an installed server or Debian's packages. Raises LocalStackError where there is none, or it does not start.
+    `certificate` is a PEM file with its key. From an installed server or Debian's packages. Raises LocalStackError
+    where there is none, or it does not start.
     """
     environ = os.environ if environ is None else environ
     server = installed_server(environ) or unpacked_server(environ, log_path, starting)
     if server is None:
         raise LocalStackError(f"no RabbitMQ server was found; {ADVICE.get(sys.platform, ADVICE['linux'])}")
-    return _attempts(lambda: _start_node(server, folder, log_path, starting, management=True))
+    return _attempts(lambda: _start_node(server, folder, log_path, starting, certificate))
 
 
 def check_given(url: str) -> Broker:
@@ -166,9 +167,10 @@ def _attempts(start_one: Callable[[], Broker]) -> Broker:
 
 
 def _start_node(
-    server: Server, folder: Path, log_path: Path, starting: Starting, *, management: bool = False
+    server: Server, folder: Path, log_path: Path, starting: Starting, certificate: Path | None = None
 ) -> Broker:
-    port, distribution_port, management_port = free_ports(3)
+    """With a certificate, AMQP and the management API over TLS too."""
+    port, distribution_port, tls_port, management_port = free_ports(4)
     password = secrets.token_urlsafe(24)
     shutil.rmtree(folder, ignore_errors=True)  # what a node left whose guard was killed
     folder.mkdir(parents=True, mode=0o700)
@@ -176,8 +178,8 @@ def _start_node(
         (folder / name).touch(mode=0o600)
     settings = configuration(port, password, _knows_later_limits(server))
     environment = node_environment(server, folder, port, distribution_port)
-    if management:
-        settings += f"management.tcp.ip = {LOOPBACK}\nmanagement.tcp.port = {management_port}\n"
+    if certificate is not None:
+        settings += _over_tls(certificate, tls_port, management_port)
         (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
         if server.plugin_folders:
             environment["RABBITMQ_PLUGINS_DIR"] = os.pathsep.join(server.plugin_folders)
@@ -192,8 +194,11 @@ def _start_node(
         grace_seconds=_GRACE_SECONDS,
         afterwards=["rm", "-rf", str(folder)],  # the password with it, whoever dies first
     )
-    url = f"http://{LOOPBACK}:{management_port}" if management else ""
-    broker = Broker(_url(port, password), f"{LOOPBACK}:{port}", server.origin, child, url)
+    if certificate is None:
+        broker = Broker(_url("amqp", port, password), f"{LOOPBACK}:{port}", server.origin, child)
+    else:
+        url, management = _url("amqps", tls_port, password), f"https://{LOOPBACK}:{management_port}"
+        broker = Broker(url, f"{LOOPBACK}:{tls_port}", server.origin, child, management)
     return _ready(broker, starting, _READY_SECONDS)
 
 
@@ -218,7 +223,7 @@ def _start_container(
         grace_seconds=_GRACE_SECONDS,
         afterwards=[engine, "rm", "--force", name],
     )
-    broker = Broker(_url(port, password), f"{LOOPBACK}:{port}", f"{engine} image {IMAGE}", child)
+    broker = Broker(_url("amqp", port, password), f"{LOOPBACK}:{port}", f"{engine} image {IMAGE}", child)
     return _ready(broker, starting, _CONTAINER_READY_SECONDS)
 
 
@@ -241,8 +246,8 @@ def answers(broker: Broker) -> bool:
         return False
 
 
-def _url(port: int, password: str) -> str:
-    return f"amqp://{USER}:{quote(password, safe='')}@{LOOPBACK}:{port}/%2F"
+def _url(scheme: str, port: int, password: str) -> str:
+    return f"{scheme}://{USER}:{quote(password, safe='')}@{LOOPBACK}:{port}/%2F"
 
 
 def configuration(port: int, password: str, later_limits: bool) -> str:
@@ -262,6 +267,15 @@ def configuration(port: int, password: str, later_limits: bool) -> str:
         "log.console.use_colors": "off",
         "log.file": "false",
     }
+    return "".join(f"{key} = {value}\n" for key, value in settings.items())
+
+
+def _over_tls(certificate: Path, amqp_port: int, management_port: int) -> str:
+    """More of `rabbitmq.conf`: both interfaces over TLS, as Amazon MQ has them; no certificate is asked of clients."""
+    settings = {"listeners.ssl.1": f"{LOOPBACK}:{amqp_port}"}
+    settings |= {"management.ssl.ip": LOOPBACK, "management.ssl.port": str(management_port)}
+    for prefix in ("ssl_options", "management.ssl"):
+        settings |= {f"{prefix}.{part}": str(certificate) for part in ("cacertfile", "certfile", "keyfile")}
     return "".join(f"{key} = {value}\n" for key, value in settings.items())
 
 

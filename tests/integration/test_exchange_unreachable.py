@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import ssl
 import threading
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from contract.clock import SystemClock
 from contract.errors import BrokerUnavailable
 from peer_agent.exchange import RabbitMqExchange
 from peer_agent.exchange.link import connection_parameters
+from tests.fakes.certificates import self_signed
 
 
 def test_nobody_listens() -> None:
@@ -71,26 +67,3 @@ def shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
     client, _ = listener.accept()
     with client, pytest.raises(ssl.SSLError):
         context.wrap_socket(client, server_side=True)
-
-
-def self_signed(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 with its key, in one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
-    path = folder / "self-signed.pem"
-    path.write_bytes(pem)
-    return path
