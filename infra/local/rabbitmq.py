@@ -91,7 +91,7 @@ def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str
 def start_managed(
     folder: Path, log_path: Path, starting: Starting, *, certificate: Path, environ: Mapping[str, str] | None = None
 ) -> Broker:
-    """A private node as Amazon MQ's are: AMQP over TLS, and over TLS the management API, through which accounts are made.
+    """A private node as Amazon MQ's are: AMQP over TLS, and over TLS the management API, which makes accounts.
 
     `certificate` is a PEM file with its key. From an installed server or Debian's packages. Raises LocalStackError
     where there is none, or it does not start.
