@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contract.clock import Clock
 from contract.errors import ConfigError
-from contract.keys import Places, current_place
+from contract.keys import current_place
 from contract.records import Current
 from contract.store import ObjectStore
 
@@ -32,8 +32,3 @@ class CurrentRun:
         if done is None:
             raise ConfigError("another run has just been started on this deployment; `peerless attach` follows it")
         self._etag = done.etag
-
-
-def reported(store: ObjectStore, places: Places, peers: int) -> bool:
-    """Whether every peer of a run has left its report."""
-    return all(store.head(places.report(rank)) is not None for rank in range(peers))

@@ -18,7 +18,7 @@ DELETE_ORDER = (
     (outputs.WATCH,),
     (outputs.PEERS,),
     (outputs.WORKERS, outputs.BROKER),
-    (outputs.NETWORK, "Images"),
+    (outputs.NETWORK, outputs.IMAGES),
     (outputs.STORAGE,),
 )
 _POLL_SECONDS = 5.0
