@@ -8,8 +8,9 @@ from aws_cdk import App, Tags
 
 from infra import outputs
 from infra.settings import Settings
+from infra.stacks.images import ImagesStack
 from infra.stacks.storage import StorageStack
-from infra.stacks.workers import WorkerImage, WorkersStack
+from infra.stacks.workers import WorkersStack
 
 #: On everything that can carry a tag, with the deployment's name: bills and budgets go by it.
 DEPLOYMENT_TAG = "peerless:deployment"
@@ -25,9 +26,9 @@ def build(app: App, settings: Settings) -> None:
     """Add all stacks of a deployment to `app`."""
     Tags.of(app).add(DEPLOYMENT_TAG, settings.name)
     storage = StorageStack(app, f"{settings.prefix}-{outputs.STORAGE}", settings)
-    images: WorkerImage | None = None
+    images = None if settings.local else ImagesStack(app, f"{settings.prefix}-{outputs.IMAGES}", settings)
     workers: list[WorkersStack] = []
-    if settings.workers and (settings.local or images is not None):
+    if settings.workers:
         for number, ranks in enumerate(settings.groups):
             stack = WorkersStack(
                 app,
@@ -38,4 +39,7 @@ def build(app: App, settings: Settings) -> None:
                 images=images,
                 shared=workers[0] if workers and settings.shared_worker else None,
             )
+            if images is not None:
+                # An image's tag is a literal, so nothing else says that the image comes first.
+                stack.add_stack_dependency(images)
             workers.append(stack)
