@@ -33,6 +33,9 @@ lint: setup  ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+locks: setup  ## the images' lock files, resolved again (needs package indexes)
+	@$(PY) -m infra.images locks
+
 format: setup  ## ruff's formatting and mechanical corrections
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
