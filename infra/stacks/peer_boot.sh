@@ -51,7 +51,8 @@ EnvironmentFile=/etc/peerless/host.env
 ExecStart=/usr/local/sbin/peerless-end
 END
 
-# RuntimeMaxSec in the peer's own unit would not do: what it ends counts as failed, and Restart=on-failure starts it again.
+# RuntimeMaxSec in the peer's own unit would not do: what it ends counts as failed, and Restart=on-failure starts that
+# again.
 cat >/etc/systemd/system/peerless-limit.timer <<END
 [Unit]
 Description=The longest that this instance may run

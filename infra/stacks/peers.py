@@ -22,8 +22,8 @@ from infra.stacks.workers import CODE_DIR, WorkersStack
 
 #: On groups and their instances: the rank, four digits.
 RANK_TAG = "peerless:rank"
-#: Amazon Linux and Docker take 3 GiB, the image 1; the rest holds a round's frames: 150 peers' 4-bit ones of 130 million
-#: parameters need 10. Some 0.003 USD per hour and running peer.
+#: Amazon Linux and Docker take 3 GiB, the image 1; the rest holds a round's frames: 10 for 150 peers' 4-bit ones of 130
+#: million parameters. Some 0.003 USD per hour and running peer.
 DISK_GIB = 30
 
 _NO_NOTIFICATIONS = (
@@ -66,7 +66,7 @@ class PeerBroker(Protocol):
 
 
 class PeersStack(Stack):
-    """Attributes: `groups` (by rank), `log_group`. `broker` and `workers` are None where a deployment has none.
+    """Attributes: `groups` (by rank), `group_names` (in the order of ranks), `log_group`. `broker` and `workers` are None where a deployment has none.
 
     One group per peer, because roles differ per peer and a launch template names one.
     """
@@ -90,7 +90,8 @@ class PeersStack(Stack):
         self._broker, self._workers = broker, workers
         self.log_group = log_group(self, "Log", settings)
         self.groups = {rank: self._peer(rank) for rank in ranks}
-        CfnOutput(self, outputs.AUTO_SCALING_GROUPS, value=",".join(self._group_name(rank) for rank in ranks))
+        self.group_names = [self._group_name(rank) for rank in ranks]
+        CfnOutput(self, outputs.AUTO_SCALING_GROUPS, value=",".join(self.group_names))
         CfnOutput(self, outputs.PEER_LOG_GROUP, value=self.log_group.log_group_name)
 
     def _peer(self, rank: int) -> autoscaling.AutoScalingGroup:
