@@ -29,11 +29,21 @@ NOBODYS = {"tests", "benchmarks", "examples"}
 #: Where the packages lie, by name.
 FOLDERS = {room: ROOT / room for room in ARROWS} | {"qsgd_compress": ROOT / "vendor/qsgd_compress/src/qsgd_compress"}
 
+#: Whoever talks to AWS: S3 for all, the infrastructure, the user's side, a peer's state machine, and its instance (the
+#: broker user's secret, and the group that it sets to 0 at its end).
+AWS_CLIENTS = (
+    "contract/store.py",
+    "infra/",
+    "peerless/launch/",
+    "peer_agent/compute/stepfunctions.py",
+    "peer_agent/instance/aws.py",
+)
+
 #: Libraries that stand for a port, and the only places (path prefixes) that may import them.
 PORTS: dict[str, tuple[str, ...]] = {
     "time": ("contract/clock.py", "infra/local/guard.py"),
-    "boto3": ("contract/store.py", "infra/", "peerless/launch/", "peer_agent/compute/stepfunctions.py"),
-    "botocore": ("contract/store.py", "infra/", "peerless/launch/", "peer_agent/compute/stepfunctions.py"),
+    "boto3": AWS_CLIENTS,
+    "botocore": AWS_CLIENTS,
     "pika": ("peer_agent/exchange/",),
     "qsgd_compress": ("contract/codec.py", "benchmarks/codec.py", "vendor/qsgd_compress/"),
     "pickle": (),
