@@ -188,7 +188,7 @@ class LocalCloud:
             **dict.fromkeys(NO_PROXY, direct),
         }
 
-    def register_function(
+    def start_workers(
         self,
         name: str,
         *,
@@ -197,8 +197,8 @@ class LocalCloud:
         timeout_seconds: float,
         memory_mb: int,
         env: Mapping[str, str] | None = None,
-    ) -> str:
-        """Add or replace a function that state machines can invoke; gives its ARN.
+    ) -> None:
+        """Processes for a function whose invocations come to the Lambda service; new ones where it has some.
 
         `handler` is `package.module.function`, run by `workers` processes with AWS's environment and `env` on top; they
         load it while this returns. Raises LocalStackError.
@@ -212,6 +212,17 @@ class LocalCloud:
             memory_mb=memory_mb,
             env=environment,
         )
+
+    def stop_workers(self, name: str) -> None:
+        """End a function's processes; nothing happens when there are none. Raises LocalStackError."""
+        self._lambda.remove(name)
+
+    def register_function(self, name: str, *, handler: str, memory_mb: int, **options: Any) -> str:
+        """Add or replace a function that state machines can invoke; gives its ARN.
+
+        Takes what `start_workers` takes, and starts its workers. Raises LocalStackError.
+        """
+        self.start_workers(name, handler=handler, memory_mb=memory_mb, **options)
         aws = self.client("lambda")
         try:
             with contextlib.suppress(aws.exceptions.ResourceNotFoundException):

@@ -14,18 +14,19 @@ from typing import Any
 
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import LocalStackError, RunFailed
+from contract.errors import PeerlessError, RunFailed
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from infra.local.rabbitmq import check_given
 from peerless import data
 from peerless.launch import result, shipping
+from peerless.launch.deployed import Deployment
 from peerless.launch.follow import END_SECONDS, follow
 from peerless.launch.interrupts import Interrupts
 from peerless.launch.kept import Outcome, keep, tell_in_folder
 from peerless.launch.memory import MemoryMeter
-from peerless.launch.resources import LocalResources, places_for
+from peerless.launch.resources import DeployedResources, LocalResources, Resources, one_run_at_a_time, places_for
 from peerless.launch.run_folder import RunFolder, new_run_id
 from peerless.launch.upload import provide
 from peerless.launch.workload import Workload, batches_per_round, resolve_mode
@@ -42,12 +43,15 @@ def train_local(
     runs_dir: Path = Path("runs"),
     run_dir: Path | None = None,
     dataset: data.Dataset | None = None,
+    deployed: bool = False,
     clock: Clock | None = None,
 ) -> Outcome:
     """Run `config` (its paths absolute) on this machine.
 
-    `run_dir` is the folder of this run, by default `runs_dir/<run-id>`. Ctrl-C and SIGTERM end training in order, and
-    the outcome is still complete. Raises UserError before anything is started, and RunFailed when a peer failed.
+    `run_dir` is the folder of this run, by default `runs_dir/<run-id>`. With `deployed` it uses what
+    `peerless deploy --local` made on the servers of `peerless local up`, in place of resources of its own. Ctrl-C and
+    SIGTERM end training in order, and the outcome is still complete. Raises UserError before anything is started, and
+    RunFailed when a peer failed.
     """
     clock = clock or SystemClock()
     started = clock.monotonic()
@@ -55,6 +59,7 @@ def train_local(
     target = run_dir or runs_dir / run
     RunFolder.check(target)
     shipping.check(config.code)
+    deployment = _deployment(config) if deployed else None
     with Interrupts(clock) as interrupts, shipping.importable(config.code):
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
@@ -68,7 +73,8 @@ def train_local(
             with ExitStack() as stack:
                 try:
                     cloud, stays = _cloud(stack, resolved, folder, observer)
-                    session = _Session(run, resolved, folder, observer, cloud, clock, work, digest)
+                    resources = _resources(stack, run, resolved, cloud, deployment)
+                    session = _Session(run, resolved, folder, observer, cloud, resources, clock, work, digest)
                     if stays:
                         stack.callback(session.remove)
                     session.provide()
@@ -96,15 +102,15 @@ class _Session:
         folder: RunFolder,
         observer: Observer,
         cloud: LocalCloud,
+        resources: Resources,
         clock: Clock,
         work: Workload,
         code_digest: str,
     ) -> None:
         self._run, self._config, self._folder, self._observer = run, config, folder, observer
         self._cloud, self._clock, self._work, self._digest = cloud, clock, work, code_digest
-        self._places = places_for(run, config.peers, cloud.region)
+        self._resources, self._places = resources, resources.places
         self._store = self._open_store()
-        self._resources = LocalResources(cloud, self._places)
         self._memory = MemoryMeter(clock)
         self._rounds = 0
         self._broken: str | None = None  # how a server ended that the peers need
@@ -114,11 +120,9 @@ class _Session:
         config, work = self._config, self._work
         batches = work.prepared.batches
         self._observer.note(f"uploading {sum(batches)} batches of {config.peers} peers")
-        self._resources.create_buckets()
-        machines = ("",) * config.peers
-        if config.compute.service == "lambda":  # registered first: workers import torch while the data travel
-            counts = batches_per_round(config, batches)
-            machines = self._resources.create_workers(config, counts, self._environment(), self._workers())
+        # First, because workers import torch while the data travel.
+        counts = batches_per_round(config, batches)
+        machines = self._resources.provide(config, counts, self._environment(), self._workers())
         spec = provide(
             config,
             work,
@@ -172,10 +176,10 @@ class _Session:
         )
 
     def remove(self) -> None:
-        """Take the run's buckets and functions off a cloud that goes on; what cannot be removed is told."""
+        """Take what the run made off a cloud that goes on; what cannot be removed is told."""
         try:
             self._resources.remove()
-        except LocalStackError as error:  # the run's own outcome matters more
+        except PeerlessError as error:  # the run's own outcome matters more
             self._observer.note(str(error))
 
     def _start_peer(self, stack: ExitStack, rank: int) -> Child:
@@ -220,3 +224,19 @@ def _cloud(stack: ExitStack, config: RunConfig, folder: RunFolder, observer: Obs
         return LocalCloud.attach(LOCAL_FOLDER, broker_url=given or None), True
     observer.note(f"starting local AWS{', RabbitMQ' if broker else ''} and the Lambda service")
     return stack.enter_context(LocalCloud.start(folder.path, broker=broker, log=observer.note)), False
+
+
+def _deployment(config: RunConfig) -> Deployment:
+    """The deployment that the configuration names, on the servers of `peerless local up`."""
+    found = Deployment.find(LocalCloud.attach(LOCAL_FOLDER).client, config.aws.name)
+    found.check(config)
+    return found
+
+
+def _resources(
+    stack: ExitStack, run: str, config: RunConfig, cloud: LocalCloud, deployment: Deployment | None
+) -> Resources:
+    if deployment is None:
+        return LocalResources(cloud, places_for(run, config.peers, cloud.region))
+    stack.enter_context(one_run_at_a_time(LOCAL_FOLDER, deployment.settings.name))
+    return DeployedResources(cloud, deployment, run, config.peers)

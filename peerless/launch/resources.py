@@ -1,16 +1,23 @@
-"""What one local run uses of the local AWS: buckets, a function and a state machine per peer; made and removed here."""
+"""What one local run uses of the local AWS: made for the run and removed with it, or found where it was deployed."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.config import RunConfig
-from contract.errors import LocalStackError
+from contract.errors import ConfigError, LocalStackError
 from contract.keys import Places
 from infra.local.cloud import LocalCloud
+from peerless.launch import parallel
+from peerless.launch.deployed import Deployment
 from statemachines import Mode, definition
 
 HANDLER = "lambdas.gradient_worker.handler.handler"
@@ -28,21 +35,53 @@ def places_for(run: str, peers: int, region: str) -> Places:
     )
 
 
+class Resources(Protocol):
+    """Buckets, workers and state machines of one run."""
+
+    @property
+    def places(self) -> Places:
+        """Where the run's objects are; the buckets exist once `provide` has returned."""
+
+    def provide(
+        self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
+    ) -> tuple[str, ...]:
+        """Make what is missing, and give the state machines' ARNs in rank order ("" where peers compute themselves).
+
+        `batches` is the number of batches of a round, by rank; `config.compute.state_machine` must be a concrete mode.
+        `environment` is what workers need beside the servers' addresses, `workers` the number of their processes, which
+        load the handler while this returns. Raises PeerlessError.
+        """
+
+    def counters(self) -> dict[str, Any]:
+        """What the local Lambda service counted for this run's workers (empty without any)."""
+
+    def remove(self) -> None:
+        """Remove what `provide` made, where the local AWS outlives the run. Raises PeerlessError."""
+
+
 class LocalResources:
-    """The run's buckets, function and state machines on the local AWS."""
+    """Resources of the run's own."""
 
     def __init__(self, cloud: LocalCloud, places: Places) -> None:
         self._cloud = cloud
-        self._places = places
+        self.places = places
         self._function = f"peerless-{places.run}-gradient"
         self._functions: list[str] = []
         self._machines: list[str] = []
         self._buckets: list[str] = []
         self._s3, self._states = cloud.client("s3"), cloud.client("stepfunctions")
 
-    def create_buckets(self) -> None:
-        """Create one bucket per peer and one for the run. Raises LocalStackError."""
-        for bucket in (*self._places.peer_buckets, self._places.run_bucket):
+    def provide(
+        self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
+    ) -> tuple[str, ...]:
+        """As the protocol says, with one function for all peers. Raises LocalStackError."""
+        self._create_buckets()
+        if config.compute.service == "local":
+            return ("",) * config.peers
+        return self._create_workers(config, batches, environment, workers)
+
+    def _create_buckets(self) -> None:
+        for bucket in (*self.places.peer_buckets, self.places.run_bucket):
             try:
                 self._s3.create_bucket(Bucket=bucket)
             except (BotoCoreError, ClientError) as error:
@@ -51,14 +90,9 @@ class LocalResources:
                 ) from error
             self._buckets.append(bucket)
 
-    def create_workers(
+    def _create_workers(
         self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
     ) -> tuple[str, ...]:
-        """Register the gradient worker and one state machine per peer.
-
-        `batches` is the number of batches of a round, by rank; `config.compute.state_machine` must be a concrete mode.
-        Returns the state machine ARNs in rank order.
-        """
         arn = self._cloud.register_function(
             self._function,
             handler=HANDLER,
@@ -78,7 +112,7 @@ class LocalResources:
             )
             try:
                 created = self._states.create_state_machine(
-                    name=f"peerless-{self._places.run}-{rank}", definition=json.dumps(machine), roleArn=_LOCAL_ROLE
+                    name=f"peerless-{self.places.run}-{rank}", definition=json.dumps(machine), roleArn=_LOCAL_ROLE
                 )
             except (BotoCoreError, ClientError) as error:
                 raise LocalStackError(f"the state machine of peer {rank} cannot be created: {error}") from error
@@ -104,5 +138,69 @@ class LocalResources:
                 self._s3.delete_bucket(Bucket=bucket)
         except (BotoCoreError, ClientError) as error:
             raise LocalStackError(
-                f"what run {self._places.run} made on the local AWS cannot be removed: {error}"
+                f"what run {self.places.run} made on the local AWS cannot be removed: {error}"
             ) from error
+
+
+class DeployedResources:
+    """Resources that `peerless deploy --local` made. The run's objects stay in their buckets, as on AWS."""
+
+    def __init__(self, cloud: LocalCloud, deployment: Deployment, run: str, peers: int) -> None:
+        self._cloud, self._deployment, self._run = cloud, deployment, run
+        self.places = deployment.places(run, peers, cloud.region, None)
+        self._functions: list[str] = []
+        self._parallel = False
+
+    def provide(
+        self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
+    ) -> tuple[str, ...]:
+        """As the protocol says: processes behind the deployed functions, and machines for `parallel` alone."""
+        if config.compute.service == "local":
+            return ("",) * config.peers
+        names = list(dict.fromkeys(self._deployment.functions[: config.peers]))
+        for name in names:
+            self._cloud.start_workers(
+                name,
+                handler=HANDLER,
+                workers=max(1, workers // len(names)),
+                timeout_seconds=config.compute.timeout_seconds,
+                memory_mb=config.compute.memory_mb,
+                env=environment,
+            )
+            self._functions.append(name)
+        mode = Mode(config.compute.state_machine)
+        if mode is not Mode.PARALLEL:
+            return self._deployment.machines(mode)[: config.peers]
+        self._parallel = True
+        return parallel.create(self._cloud.client, self._deployment, config, self._run, batches)
+
+    def counters(self) -> dict[str, Any]:
+        """The sum over the functions, which no run before has used since their processes were started."""
+        total: Counter[str] = Counter()
+        errors: Counter[str] = Counter()
+        for name in self._functions:
+            counted = self._cloud.function_counters(name)
+            errors.update(counted.pop("errors_by_name"))
+            total.update(counted)
+        return {**total, "errors_by_name": dict(errors)} if self._functions else {}
+
+    def remove(self) -> None:
+        """End the processes; the functions themselves stay, and so does what the run has in the buckets."""
+        for name in self._functions:
+            self._cloud.stop_workers(name)
+        if self._parallel:
+            parallel.remove(self._cloud.client, self._deployment.settings.prefix, self._run)
+
+
+@contextlib.contextmanager
+def one_run_at_a_time(folder: Path, name: str) -> Iterator[None]:
+    """Keep other runs off the local deployment `name`, whose functions have one set of processes. Raises ConfigError.
+
+    `folder` is that of the local servers; the lock goes with this process, however it ends.
+    """
+    with (folder / f"deployment-{name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another run trains on the local deployment {name!r}; wait for its end") from error
+        yield
