@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import quote
 
-from aws_cdk import CfnOutput, Duration, Fn, Stack
+from aws_cdk import Acknowledgment, CfnOutput, Duration, Fn, Stack, Validations
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -22,6 +22,7 @@ from infra.stacks.storage import StorageStack, bucket_arn
 CODE_DIR = "/opt/peerless/code"
 #: What a local function's code answers, should its invocation ever be run in place of being sent on.
 _STUB = "def handler(event, context):\n    raise RuntimeError('this function is run by the local Lambda service')\n"
+_NO_RUNTIME = "The local AWS runs nothing of this function: it sends every invocation on to the local Lambda service."
 _ALIAS = "live"
 
 
@@ -107,7 +108,7 @@ class WorkersStack(Stack):
         policy = policies.attach(self, f"Policy{who}", role, [*policies.logs(own_log), *policies.tracing()])
         data = self._data_policies(role, served, who)
         images = self._images
-        function = self._local(who, role) if images is None else self._image(images, who, role, group)
+        function = self._local(who, role, group) if images is None else self._image(images, who, role, group)
         function.node.add_dependency(policy, *data)
         return function, function.function_arn if settings.local else self._published(function, who)
 
@@ -156,7 +157,7 @@ class WorkersStack(Stack):
         with new code, and `parallel` machines made earlier invoke what is deployed now."""
         return lambda_.Alias(self, f"Live{who}", alias_name=_ALIAS, version=function.current_version).function_arn
 
-    def _local(self, who: str, role: iam.Role) -> lambda_.Function:
+    def _local(self, who: str, role: iam.Role, group: logs.ILogGroup) -> lambda_.Function:
         """A function whose invocations the local AWS sends on to the local Lambda service.
 
         Only here a name is chosen by hand: the address that invocations go to contains it, and stands in the function's
@@ -164,7 +165,7 @@ class WorkersStack(Stack):
         """
         settings = self._settings
         name = local_function(settings, who)
-        return lambda_.Function(
+        function = lambda_.Function(
             self,
             f"Worker{who}",
             function_name=name,
@@ -176,7 +177,10 @@ class WorkersStack(Stack):
             timeout=Duration.minutes(15),
             environment={"MINISTACK_LAMBDA_PROXY_URL": f"{settings.lambda_url}/peerless/proxy/{quote(name)}"},
             role=role.without_policy_updates(),
+            log_group=group,
         )
+        Validations.of(function).acknowledge(Acknowledgment(id="AwsSolutions-L1", reason=_NO_RUNTIME))
+        return function
 
     def _outputs(self, ranks: range) -> None:
         lists = {
