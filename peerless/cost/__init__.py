@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import ConfigError
 from contract.prices import Prices
+from infra import outputs
 from infra.settings import Settings
 
 #: AWS bills by the month of 730 hours.
@@ -47,17 +48,33 @@ def book() -> Mapping[str, Mapping[str, Price]]:
         raise ConfigError(f"{_BOOK.name}: a price needs usd, date, sure and source ({error})") from error
 
 
-def hourly(settings: Settings, *, training: bool = True) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Part:
+    """What costs by the hour: its name, the stack that brings it, US dollars (None: not in the book)."""
+
+    name: str
+    stack: str
+    usd: float | None
+    running: bool = False
+    """Whether it costs only while peers run."""
+
+
+def hourly(settings: Settings, *, training: bool = True, stacks: Collection[str] | None = None) -> dict[str, float]:
     """US dollars per hour by part: while it trains, or else while it stands deployed without a run.
 
-    Parts without a known price are not in it; `unpriced` names them. The local AWS costs nothing.
+    `stacks` names the kinds of stacks that there are (infra/outputs.py); None means all. Parts without a known price
+    are not in it; `unpriced` names them. The local AWS costs nothing.
     """
-    return {part: usd for part, usd in _parts(settings, training).items() if usd is not None}
+    return {
+        part.name: part.usd
+        for part in _parts(settings)
+        if part.usd is not None and (training or not part.running) and (stacks is None or part.stack in stacks)
+    }
 
 
 def unpriced(settings: Settings) -> list[str]:
     """The parts of a deployment that cost by the hour and whose price the book does not have."""
-    return [part for part, usd in _parts(settings, True).items() if usd is None]
+    return [part.name for part in _parts(settings) if part.usd is None]
 
 
 def run_prices(settings: Settings) -> Prices:
@@ -75,33 +92,35 @@ def run_prices(settings: Settings) -> Prices:
     )
 
 
-def _parts(settings: Settings, training: bool) -> dict[str, float | None]:
+def _parts(settings: Settings) -> list[_Part]:
     if settings.local:
-        return {}
-    small, network = _usd("small"), _usd("network")
-    parts: dict[str, float | None] = {}
+        return []
+    small, network, peers = _usd("small"), _usd("network"), settings.peers
+    parts = []
     if settings.broker:
         nodes = 3 if settings.broker_cluster else 1
         node = _usd("broker_node_hour").get(settings.broker_instance_type)
         name = f"broker, {nodes} x {settings.broker_instance_type}"
-        parts[name] = None if node is None else nodes * node
-        parts["broker storage"] = nodes * BROKER_DISK_GB * _usd("broker")["storage_gb_month"] / HOURS_A_MONTH
-        parts["secrets"] = (settings.peers + 1) * small["secret_month"] / HOURS_A_MONTH
+        storage = nodes * BROKER_DISK_GB * _usd("broker")["storage_gb_month"] / HOURS_A_MONTH
+        parts.append(_Part(name, outputs.BROKER, None if node is None else nodes * node))
+        parts.append(_Part("broker storage", outputs.BROKER, storage))
+        parts.append(_Part("secrets", outputs.BROKER, (peers + 1) * small["secret_month"] / HOURS_A_MONTH))
     if settings.network == "private":
-        parts["NAT gateway"] = network["nat_gateway_hour"] + network["public_address_hour"]
+        nat = network["nat_gateway_hour"] + network["public_address_hour"]
+        parts.append(_Part("NAT gateway", outputs.NETWORK, nat))
     if settings.workers and settings.snap_start:
-        functions = 1 if settings.shared_worker else settings.peers
-        gb = functions * settings.memory_mb / 1_024
-        parts["SnapStart snapshots"] = gb * _usd("lambda")["snapshot_gb_second"] * 3_600
+        gb = (1 if settings.shared_worker else peers) * settings.memory_mb / 1_024
+        kept = gb * _usd("lambda")["snapshot_gb_second"] * 3_600
+        parts.append(_Part("SnapStart snapshots", outputs.WORKERS, kept))
     alarms = small["dashboard_month"] + alarm_count(settings) * small["alarm_month"]
-    parts["dashboard and alarms"] = alarms / HOURS_A_MONTH
-    if training:
-        instance = _usd("instance_hour").get(settings.instance_type)
-        name = f"peers, {settings.peers} x {settings.instance_type}"
-        parts[name] = None if instance is None else settings.peers * instance
-        parts["peers' disks"] = settings.peers * PEER_DISK_GB * small["disk_gb_month"] / HOURS_A_MONTH
-        if settings.network == "public":
-            parts["public addresses"] = settings.peers * network["public_address_hour"]
+    parts.append(_Part("dashboard and alarms", outputs.WATCH, alarms / HOURS_A_MONTH))
+    instance = _usd("instance_hour").get(settings.instance_type)
+    name = f"peers, {peers} x {settings.instance_type}"
+    parts.append(_Part(name, outputs.PEERS, None if instance is None else peers * instance, running=True))
+    disks = peers * PEER_DISK_GB * small["disk_gb_month"] / HOURS_A_MONTH
+    parts.append(_Part("peers' disks", outputs.PEERS, disks, running=True))
+    if settings.network == "public":
+        parts.append(_Part("public addresses", outputs.PEERS, peers * network["public_address_hour"], running=True))
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,18 @@ from contract.errors import DeployFailed
 from infra import outputs
 from peerless.launch.account import Clients, told
 
-#: Stacks that use others come before those; what stands in one row does not use each other.
-DELETE_ORDER = (
-    (outputs.WATCH,),
-    (outputs.PEERS,),
-    (outputs.WORKERS, outputs.BROKER),
-    (outputs.NETWORK, outputs.IMAGES),
-    (outputs.STORAGE,),
+#: What stacks are called after the deployment's prefix; those that use others come before them, and what stands in one
+#: row does not use each other. A shared worker stands in Workers0.
+DELETE_ORDER = tuple(
+    re.compile(row)
+    for row in (
+        outputs.WATCH,
+        rf"{outputs.PEERS}\d+",
+        rf"{outputs.WORKERS}[1-9]\d*|{outputs.BROKER}",
+        rf"{outputs.WORKERS}0",
+        f"{outputs.NETWORK}|{outputs.IMAGES}",
+        outputs.STORAGE,
+    )
 )
 _POLL_SECONDS = 5.0
 #: A broker takes some minutes to go, and network interfaces of a function in a VPC up to forty.
@@ -31,16 +37,16 @@ class Stack:
     """One stack as CloudFormation has it."""
 
     name: str
-    kind: str
-    """What follows the prefix, without the number of the group of peers: `Peers`."""
+    title: str
+    """What follows the prefix: `Peers0`."""
     status: str
     """For example CREATE_COMPLETE."""
     outputs: Mapping[str, str]
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is being done with it."""
-        return not self.status.endswith("_IN_PROGRESS")
+    def kind(self) -> str:
+        """The title without the number of the group of peers: `Peers`."""
+        return self.title.rstrip("0123456789")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +65,12 @@ def find(clients: Clients, prefix: str) -> list[Stack]:
         for page in clients("cloudformation").get_paginator("describe_stacks").paginate():
             for stack in page["Stacks"]:
                 name = stack["StackName"]
-                kind = name.removeprefix(f"{prefix}-")
-                if kind == name or not _is_kind(kind):
+                title = name.removeprefix(f"{prefix}-")
+                if title == name or not any(row.fullmatch(title) for row in DELETE_ORDER):
                     continue
                 values = {item["OutputKey"]: item["OutputValue"] for item in stack.get("Outputs", ())}
                 status = stack["StackStatus"]
-                found.append(Stack(name=name, kind=kind.rstrip("0123456789"), status=status, outputs=values))
+                found.append(Stack(name=name, title=title, status=status, outputs=values))
     return sorted((stack for stack in found if stack.status != "DELETE_COMPLETE"), key=lambda stack: stack.name)
 
 
@@ -84,8 +90,8 @@ def resources(clients: Clients, stacks: Iterable[Stack]) -> list[Resource]:
 def delete(clients: Clients, stacks: Sequence[Stack], note: Callable[[str], None], clock: Clock) -> None:
     """Delete these stacks, users before used, and wait until they are gone. Raises DeployFailed with CloudFormation's
     reason where one stays."""
-    for kinds in DELETE_ORDER:
-        row = [stack for stack in stacks if stack.kind in kinds]
+    for pattern in DELETE_ORDER:
+        row = [stack for stack in stacks if pattern.fullmatch(stack.title)]
         for stack in row:
             note(f"deleting {stack.name}{_slow(stack.kind)}")
             with told(f"delete stack {stack.name}"):
@@ -106,10 +112,6 @@ def _entries(stacks: Iterable[Stack], kind: str, output: str) -> Iterator[str]:
         numbered = [name for name in stack.outputs if name.rstrip("0123456789") == output]
         for name in sorted(numbered, key=lambda name: (len(name), name)):
             yield from filter(None, stack.outputs[name].split(","))
-
-
-def _is_kind(kind: str) -> bool:
-    return any(kind.rstrip("0123456789") in kinds for kinds in DELETE_ORDER)
 
 
 def _slow(kind: str) -> str:
