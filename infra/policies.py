@@ -129,6 +129,37 @@ def logs(log_group: str) -> list[Grant]:
     ]
 
 
+def flow_log(log_group: str) -> list[Grant]:
+    """The network's flow log. `log_group` is the group's ARN without `:*`."""
+    return [
+        Grant(
+            sid="WriteFlows",  # https://docs.aws.amazon.com/vpc/latest/userguide/flow-logs-iam-role.html
+            actions=("logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"),
+            resources=(f"{log_group}:*",),
+            reason="streams of its own log group; the service names them, one per network interface",
+        )
+    ]
+
+
+def network_interfaces() -> list[Grant]:
+    """What Lambda does with a function's role to put it into a network; the function's own code has no route to EC2."""
+    return [
+        Grant(
+            sid="JoinNetwork",  # https://docs.aws.amazon.com/lambda/latest/dg/configuration-vpc.html
+            actions=(
+                "ec2:CreateNetworkInterface",
+                "ec2:DescribeNetworkInterfaces",
+                "ec2:DescribeSubnets",
+                "ec2:DeleteNetworkInterface",
+                "ec2:AssignPrivateIpAddresses",
+                "ec2:UnassignPrivateIpAddresses",
+            ),
+            resources=("*",),
+            reason="Lambda checks these rights without naming a resource before it makes the function's interface",
+        )
+    ]
+
+
 def tracing() -> list[Grant]:
     """X-Ray, for functions and state machines."""
     return [
@@ -299,8 +330,8 @@ def peer_instance(*, group: str, image_repository: str, log_streams: str, secret
             reason="streams of its own rank: one per instance",
         ),
         Grant(
-            # Session Manager in place of SSH. AmazonSSMManagedInstanceCore would let a peer read every parameter of the
-            # account as well. https://docs.aws.amazon.com/systems-manager/latest/userguide/getting-started-add-permissions-to-existing-profile.html
+            # Session Manager in place of SSH, with what its user guide calls minimal permissions. The managed policy
+            # AmazonSSMManagedInstanceCore would let a peer read every parameter of the account as well.
             sid="OpenSessions",
             actions=(
                 "ssm:UpdateInstanceInformation",
