@@ -107,13 +107,24 @@ def cdk(arguments: Sequence[str], settings: Settings, environ: Mapping[str, str]
         run([str(runtime), str(script), *arguments, *options], _environment(environ, runtime), say)
 
 
-def run(command: Sequence[str], environ: Mapping[str, str], say: Say) -> None:
+def bootstrap(account: str, region: str, environ: Mapping[str, str], *, say: Say) -> None:
+    """Prepare an account and region for the CDK, once: make or update the stack CDKToolkit. Raises DeployFailed."""
+    script = install(say)
+    runtime = node()
+    with tempfile.TemporaryDirectory(
+        prefix="peerless-cdk-"
+    ) as temporary:  # away from cdk.json, which would build stacks
+        words = ["bootstrap", f"aws://{account}/{region}", "--no-notices", "--no-version-reporting", "--no-color"]
+        run([str(runtime), str(script), *words], _environment(environ, runtime), say, folder=Path(temporary))
+
+
+def run(command: Sequence[str], environ: Mapping[str, str], say: Say, *, folder: Path = ROOT) -> None:
     """Run the CDK command, its output to `say`. Raises DeployFailed with one sentence out of that output."""
     lines: list[str] = []
     try:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

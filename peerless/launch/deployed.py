@@ -44,7 +44,7 @@ def settings_for(config: RunConfig, *, code_dir: str = "", code_digest: str = ""
         concurrency=compute.concurrency,
         threads=compute.threads,
         code_dir=code_dir,
-        code_requirements=config.code.requirements if code_dir else (),
+        code_requirements=config.code.requirements,
         code_digest=code_digest,
         **same,
     )
@@ -139,6 +139,8 @@ class Deployment:
         elif not has.local and code_digest != has.code_digest:
             there, here = has.code_digest[:12] or "none", code_digest[:12] or "none"
             wrong = f"holds other code of yours (digest {there}) than [code] has now (digest {here})"
+        elif not has.local and has.code_requirements != asked.code_requirements:
+            wrong = f"has code.requirements = {_toml(has.code_requirements)}, which the configuration changed"
         else:
             for name, key in _SHARED.items():
                 given, wanted = getattr(has, name), getattr(asked, name)
