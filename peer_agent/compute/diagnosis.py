@@ -28,18 +28,18 @@ CHILD_FAILED = "States.ExceedToleratedFailureThreshold"
 def explain(client: Any, description: Mapping[str, Any], batches: Sequence[BatchRef], rank: int, round: int) -> str:
     """One sentence from `describe_execution`'s answer and, where it says too little, further questions to `client`.
 
-    Raises what `client` raises.
+    `client` is None where nothing further can be asked. Raises what `client` raises.
     """
     failure = Failure.parse(str(description.get("error") or ""), str(description.get("cause") or ""))
     batch: int | None = None
-    if failure.name == CHILD_FAILED:
+    if failure.name == CHILD_FAILED and client is not None:
         child = _failed_child(client, str(description["executionArn"]))
         if child is not None:
             failure = Failure.parse(str(child.get("error") or ""), str(child.get("cause") or ""))
             batch = _batch_in(child.get("input"))
     if failure.message.startswith("batch "):
         return f"no gradient for {failure.message} ({failure.name})"
-    if batch is None:
+    if batch is None and client is not None:
         batch = _batch_in_history(client, str(description["executionArn"]), batches)
     where = f"rank {rank} in round {round}" if batch is None else name_batch(batch, rank, round)
     status = str(description.get("status", "FAILED")).lower().replace("_", " ")

@@ -1,5 +1,8 @@
 """Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per batch.
 
+A Standard execution is started and then asked after; an Express one (`aws.express`, inline map) answers its start with
+its end, within five minutes.
+
 Nothing large passes through Step Functions: workers read weights and batches from S3 and write their gradients there,
 from where they are added up one by one. So memory is bounded by the model, whatever the number of batches.
 """
@@ -49,6 +52,8 @@ MODES = ("inline_map", "distributed_map", "parallel")
 NAME_LENGTH = 80
 #: Shortest time between two questions, in seconds. AWS answers some ten a second to a whole account.
 AWS_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.25, 0.02
+#: How long an Express execution may take, in seconds, and how much longer its answer is waited for.
+EXPRESS_SECONDS, ANSWER_SECONDS = 300, 30
 #: Tries to find a name that no earlier execution has.
 ATTEMPTS = 20
 
@@ -79,6 +84,8 @@ class StepFunctionsGradientService:
             )
         self._spec, self._rank, self._store, self._clock = spec, rank, store, clock
         self._layout = Layout.of(build(spec.model))
+        #: Whether the machine is an Express one, whose start answers with the end.
+        self._express = spec.config.aws.express and self._mode == "inline_map"
         self._endpoint_url = endpoint_url
         self._made = client
         self._pace = Pace(AWS_POLL_SECONDS if endpoint_url is None else LOCAL_POLL_SECONDS)
@@ -119,7 +126,10 @@ class StepFunctionsGradientService:
         )
 
     def close(self) -> None:
-        """Stop a running execution; the `compute` that waits for it raises GradientFailed."""
+        """Stop a running execution; the `compute` that waits for it raises GradientFailed.
+
+        An Express one cannot be stopped and ends by itself, within five minutes.
+        """
         with self._lock:
             self._closed = True
             running = self._running
@@ -172,12 +182,17 @@ class StepFunctionsGradientService:
     def _execute(self, task: GradientTask, text: str, batches: Sequence[BatchRef]) -> int:
         """Run one execution to its end; how many invocations were retried. Raises GradientFailed, TransientError."""
         try:
-            try:
-                description = self._follow(self._start(task, text))
-            finally:
-                self._running = None
+            if self._express:
+                description = self._start_and_wait(task, text)
+            else:
+                try:
+                    description = self._follow(self._start(task, text))
+                finally:
+                    self._running = None
             if description["status"] != "SUCCEEDED":
-                raise GradientFailed(explain(self._client, description, batches, self._rank, task.round))
+                # Express executions have no history to be asked for.
+                asked = None if self._express else self._client
+                raise GradientFailed(explain(asked, description, batches, self._rank, task.round))
         except ClientError as error:
             answer = error.response.get("Error", {})
             raise GradientFailed(
@@ -188,6 +203,25 @@ class StepFunctionsGradientService:
             where = self._endpoint_url or f"AWS in {self._spec.places.region}"
             raise TransientError(f"Step Functions at {where} does not answer: {error}") from error
         return _retries(description)
+
+    def _start_and_wait(self, task: GradientTask, text: str) -> Mapping[str, Any]:
+        """Run an Express execution; its description once it has ended. Raises GradientFailed at its time limit.
+
+        A request that is repeated after a lost answer computes the same gradients again, under the same keys.
+        """
+        if self._closed:
+            raise GradientFailed(f"no gradient for rank {self._rank} in round {task.round}: the peer was stopped")
+        name = execution_name(task.run, task.round, self._rank, task.incarnation, 0)
+        description: Mapping[str, Any] = self._client.start_sync_execution(
+            stateMachineArn=self._machine, name=name, input=text
+        )
+        if description["status"] == "TIMED_OUT":
+            raise GradientFailed(
+                f"no gradient for rank {self._rank} in round {task.round}: its Express execution was ended after "
+                f"{EXPRESS_SECONDS // 60} minutes, their limit; set aws.express = false and deploy again, or give a "
+                "round less work (batches_per_round, batch_size)"
+            )
+        return description
 
     def _start(self, task: GradientTask, text: str) -> str:
         """Start an execution under a name of its own; its ARN. A repeated request finds the one that it started."""
@@ -271,7 +305,14 @@ class StepFunctionsGradientService:
         """boto3's client, made at the first use; a session of its own, because the default one is not thread-safe."""
         with self._lock:
             if self._made is None:
-                config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+                config = Config(
+                    connect_timeout=5,
+                    read_timeout=EXPRESS_SECONDS + ANSWER_SECONDS if self._express else 60,
+                    tcp_keepalive=True,  # an Express execution's answer comes after minutes of silence
+                    retries={"mode": "standard", "max_attempts": 5},
+                    # AWS answers StartSyncExecution at sync-states.…; another Step Functions has one address.
+                    inject_host_prefix=self._endpoint_url is None,
+                )
                 self._made = boto3.session.Session().client(
                     "stepfunctions",
                     region_name=self._spec.places.region,

@@ -102,6 +102,7 @@ class LocalResources:
             env=environment,
         )
         self._functions.append(self._function)
+        express = config.aws.express and config.compute.state_machine == "inline_map"
         for rank, count in enumerate(batches):
             machine = definition(
                 Mode(config.compute.state_machine),
@@ -112,7 +113,10 @@ class LocalResources:
             )
             try:
                 created = self._states.create_state_machine(
-                    name=f"peerless-{self.places.run}-{rank}", definition=json.dumps(machine), roleArn=_LOCAL_ROLE
+                    name=f"peerless-{self.places.run}-{rank}",
+                    definition=json.dumps(machine),
+                    roleArn=_LOCAL_ROLE,
+                    type="EXPRESS" if express else "STANDARD",
                 )
             except (BotoCoreError, ClientError) as error:
                 raise LocalStackError(f"the state machine of peer {rank} cannot be created: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from contract.clock import SystemClock
+from contract.config import AwsConfig
 from contract.errors import GradientFailed
 from contract.keys import Place
 from contract.store import S3Store
@@ -49,7 +51,8 @@ def function(local_cloud: LocalCloud) -> Iterator[str]:
 def deploy(
     local_cloud: LocalCloud, aws: Callable[[str], Any], bucket: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, str], Deployed]]:
-    """(mode, function) -> a run with its state machine; removed after the test."""
+    """(mode, function) -> a run with its state machine; removed after the test. Mode `express` is an inline map in an
+    Express execution."""
     for name, value in local_cloud.aws_environment().items():
         monkeypatch.setenv(name, value)
     store = S3Store(region=local_cloud.region, endpoint_url=local_cloud.endpoint_url)
@@ -57,10 +60,16 @@ def deploy(
     services: list[StepFunctionsGradientService] = []
 
     def deployed(mode: str, function: str) -> Deployed:
+        express, mode = mode == "express", "inline_map" if mode == "express" else mode
         made = definition(Mode(mode), function_arn=function, batches=len(COUNTS), concurrency=0, timeout_seconds=60)
-        machine = aws("stepfunctions").create_state_machine(name=unique, definition=json.dumps(made), roleArn=ROLE)
+        machine = aws("stepfunctions").create_state_machine(
+            name=unique, definition=json.dumps(made), roleArn=ROLE, type="EXPRESS" if express else "STANDARD"
+        )
         machines.append(machine["stateMachineArn"])
         run = prepare(store, "cnn", machine=machines[-1], buckets=(bucket, bucket), state_machine=mode)
+        if express:
+            config = run.spec.config.model_copy(update={"aws": AwsConfig(express=True)})
+            run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, config=config))
         service = StepFunctionsGradientService(
             run.spec, RANK, store=store, endpoint_url=local_cloud.endpoint_url, clock=SystemClock()
         )
@@ -75,7 +84,7 @@ def deploy(
     store.close()
 
 
-@pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel"])
+@pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel", "express"])
 def test_every_mode_gives_the_local_gradient(
     deploy: Callable[[str, str], Deployed], function: str, bucket: str, mode: str
 ) -> None:
@@ -89,7 +98,7 @@ def test_every_mode_gives_the_local_gradient(
     assert not [key for key in deployed.store.list(bucket, "") if "/gradients/" in key or "/items/" in key]
 
 
-@pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel"])
+@pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel", "express"])
 def test_a_failed_batch_is_named(deploy: Callable[[str, str], Deployed], function: str, bucket: str, mode: str) -> None:
     deployed = deploy(mode, function)
     run = deployed.run
