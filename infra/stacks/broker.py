@@ -27,14 +27,11 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from infra import outputs, policies
-from infra.broker_users import ADMINISTRATOR, rights, user_name
+from infra.amazon_mq import ADMINISTRATOR, ENGINE_VERSION, rabbitmq_conf, rights, user_name
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group
 from infra.stacks.network import AMQPS, HTTPS, NetworkStack
 
-ENGINE_VERSION = "4.2"
-#: Connections that a broker takes unless told otherwise, and at most, by its size; larger ones take 1,500 and more.
-_SMALL, _CONNECTIONS, _MOST_CONNECTIONS = "mq.m7g.medium", 100, 300
 #: A template holds 60 dynamic references at most; each account takes one, the administrator's password three.
 USERS_PER_TEMPLATE = 50
 _FUNCTION_MINUTES = 5
@@ -100,7 +97,7 @@ class BrokerStack(Stack):
             description="What the exchange relies on (peer_agent/exchange)",
             engine_type="RABBITMQ",
             engine_version=ENGINE_VERSION,
-            data=Fn.base64(rabbitmq_conf(settings)),
+            data=Fn.base64(rabbitmq_conf(settings.peers, settings.broker_instance_type)),
         )
         broker = mq.CfnBroker(
             self,
@@ -234,21 +231,6 @@ class BrokerStack(Stack):
         )
         function.node.add_dependency(policy)
         return function
-
-
-def rabbitmq_conf(settings: Settings) -> str:
-    """`rabbitmq.conf` of the broker: https://docs.aws.amazon.com/amazon-mq/latest/developer-guide/configurable-values.html
-
-    The first three are Amazon MQ's own values, written down because the exchange relies on them and defaults change: a
-    peer acknowledges within minutes, sends a heartbeat each minute, and publishes nothing larger (larger frames travel
-    through S3). Queues declare their own limits. Connections are raised only where the smallest broker would have too
-    few: two per peer, as a peer that died holds its own until two heartbeats have failed.
-    """
-    values = {"consumer_timeout": 1_800_000, "heartbeat": 60, "max_message_size": 524_288}
-    wanted = 2 * settings.peers
-    if settings.broker_instance_type == _SMALL and wanted > _CONNECTIONS:
-        values["connection_max"] = min(wanted, _MOST_CONNECTIONS)
-    return "".join(f"{key} = {value}\n" for key, value in values.items())
 
 
 def _password(secret: secretsmanager.ISecret, stage: str | None = None) -> str:

@@ -14,7 +14,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from contract import keys
 from contract.clock import SystemClock
 from contract.errors import BrokerUnavailable
-from infra.broker_users import rights, user_name
+from infra.amazon_mq import rights, user_name
 from infra.local.processes import Starting
 from infra.local.rabbitmq import Broker, start_managed
 from lambdas.broker_users.handler import Budget, Management, NotLetIn, handler

@@ -1,4 +1,4 @@
-"""The rights of the peers' accounts, held against the names that contract/keys.py builds."""
+"""What Amazon MQ is told: the rights of accounts against the names of contract/keys.py, limits against our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import re
 import pytest
 
 from contract import keys
-from infra.broker_users import rights, user_name
+from infra.amazon_mq import rabbitmq_conf, rights, user_name
+from infra.local import rabbitmq
+from peer_agent.exchange.inboxes import MAX_MESSAGE_BYTES
+from peer_agent.exchange.link import HEARTBEAT_SECONDS
 
 RUNS = ("demo-20260102", "a", "A_b-9", "x" * 63)
 
@@ -42,3 +45,31 @@ def test_no_other_name_is_anybody_s(name: str) -> None:
 
 def test_accounts_are_named_after_ranks() -> None:
     assert user_name(12) == "peer-12"
+
+
+def told(text: str) -> dict[str, str]:
+    return dict(line.split(" = ") for line in text.splitlines())
+
+
+def test_the_broker_s_limits_are_those_that_the_exchange_and_the_local_broker_have() -> None:
+    limits = told(rabbitmq_conf(4, "mq.m7g.medium"))
+    assert limits == {"consumer_timeout": "1800000", "heartbeat": "60", "max_message_size": "524288"}
+    assert int(limits["max_message_size"]) == MAX_MESSAGE_BYTES
+    assert int(limits["heartbeat"]) == HEARTBEAT_SECONDS
+    local = told(rabbitmq.configuration(5672, "secret", later_limits=True))
+    assert limits.items() <= local.items()
+
+
+@pytest.mark.parametrize(
+    ("peers", "instance_type", "connections"),
+    [
+        (50, "mq.m7g.medium", None),
+        (51, "mq.m7g.medium", "102"),
+        (150, "mq.m7g.medium", "300"),
+        (150, "mq.m7g.large", None),
+    ],
+)
+def test_connections_are_raised_where_the_smallest_broker_has_too_few(
+    peers: int, instance_type: str, connections: str | None
+) -> None:
+    assert told(rabbitmq_conf(peers, instance_type)).get("connection_max") == connections
