@@ -23,7 +23,7 @@ KEPT_IMAGES = 5
 
 
 class ImagesStack(Stack):
-    """Attributes: `worker_code`, `peer_image_uri` and `peer_repository`.
+    """Attributes: `worker_code`, `worker_image_uri`, `peer_image_uri` and `peer_repository`.
 
     An image's tag is the fingerprint of all that is said to its build, so templates of functions and instances change
     when their code does. Synthesis needs neither Docker nor a network. Raises ConfigError for own code that is missing.
@@ -34,8 +34,7 @@ class ImagesStack(Stack):
         self._settings = settings
         self._builds: list[ContainerImageBuild] = []
         self._worker = self._image(WORKER) if settings.workers else None
-        self._peer_repository, peer_tag = self._image(PEER)
-        self._peer_image_uri = self._peer_repository.repository_uri_for_tag(peer_tag)
+        self._peer_repository, _, self._peer_image_uri = self._image(PEER)
         if self._builds:
             tend(self, settings, self._builds)
         else:
@@ -49,8 +48,15 @@ class ImagesStack(Stack):
         """The worker image, for a function. Raises ConfigError where the deployment has no workers."""
         if self._worker is None:
             raise ConfigError("a deployment without workers has no worker image")
-        repository, tag = self._worker
+        repository, tag, _ = self._worker
         return lambda_.DockerImageCode.from_ecr(repository, tag_or_digest=tag)
+
+    @property
+    def worker_image_uri(self) -> str:
+        """`registry/repository:tag` of the worker image. Raises ConfigError as `worker_code` does."""
+        if self._worker is None:
+            raise ConfigError("a deployment without workers has no worker image")
+        return self._worker[2]
 
     @property
     def peer_image_uri(self) -> str:
@@ -62,8 +68,8 @@ class ImagesStack(Stack):
         """Where instances pull the peer image from, for their grants."""
         return self._peer_repository
 
-    def _image(self, image: Image) -> tuple[ecr.IRepository, str]:
-        """Repository and tag of an image that deploying builds."""
+    def _image(self, image: Image) -> tuple[ecr.IRepository, str, str]:
+        """Repository, tag and `registry/repository:tag` of an image that deploying builds."""
         settings = self._settings
         arguments = build_arguments(settings)
         arm = settings.architecture == "arm64"
@@ -78,7 +84,7 @@ class ImagesStack(Stack):
                 asset = ecr_assets.DockerImageAsset(
                     self, name, directory=str(context), build_args=arguments, platform=platform, extra_hash=tag
                 )
-                return asset.repository, asset.image_tag
+                return asset.repository, asset.image_tag, asset.image_uri
             repository = self._repository(f"{name}Repository")
             built = ContainerImageBuild(
                 self,
@@ -90,7 +96,11 @@ class ImagesStack(Stack):
                 tag=tag,
             )
         self._builds.append(built)
-        return repository, tag
+        # The attribute, as CDK would make the address of the repository's ARN with functions that take no reference to
+        # another stack's output.
+        made = repository.node.default_child
+        assert isinstance(made, ecr.CfnRepository)
+        return repository, tag, f"{made.attr_repository_uri}:{tag}"
 
     def _repository(self, id: str) -> ecr.Repository:
         repository = ecr.Repository(

@@ -32,6 +32,9 @@ class WorkerImage(Protocol):
     @property
     def worker_code(self) -> lambda_.DockerImageCode: ...
 
+    @property
+    def worker_image_uri(self) -> str: ...
+
 
 class WorkersStack(Stack):
     """Attributes, by rank: `functions`, `invoked` (ARNs that machines invoke), `inline_machines`,
@@ -145,9 +148,10 @@ class WorkersStack(Stack):
             log_group=group,
             tracing=lambda_.Tracing.ACTIVE,
         )
+        made = function.node.default_child
+        assert isinstance(made, lambda_.CfnFunction)
+        made.code = lambda_.CfnFunction.CodeProperty(image_uri=images.worker_image_uri)  # see there
         if settings.snap_start:
-            made = function.node.default_child
-            assert isinstance(made, lambda_.CfnFunction)
             # The L2 property refuses images, which Lambda takes since Python 3.12's base.
             made.snap_start = lambda_.CfnFunction.SnapStartProperty(apply_on="PublishedVersions")
         return function
