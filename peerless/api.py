@@ -77,13 +77,15 @@ def train(
     overrides: Sequence[str] = (),
     runs_dir: str | os.PathLike[str] = "runs",
     run_dir: str | os.PathLike[str] | None = None,
+    deployed: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Train on this machine and return the finished run.
 
     `config` is a TOML file, a mapping of configuration keys, or a RunConfig. `model` is a built-in name,
     `package.module:callable`, or the class or function itself; `dataset` a torch Dataset (or a pair: training, test).
-    `overrides` are `key=value` texts as after `--set`. Progress goes to standard error, or to `observer`
+    `overrides` are `key=value` texts as after `--set`. With `deployed` the run uses what `peerless deploy --local` made
+    on the servers of `peerless local up`. Progress goes to standard error, or to `observer`
     (`peerless.report.progress.Silent()` for none). Raises UserError for a mistake, PeerlessError for a failure.
     """
     if os.environ.get("PEERLESS_CODE_DIR"):
@@ -108,6 +110,7 @@ def train(
             runs_dir=Path(runs_dir),
             run_dir=Path(run_dir) if run_dir is not None else None,
             dataset=None if dataset is None else _dataset(dataset),
+            deployed=deployed,
         )
     return Run(id=outcome.run, folder=outcome.folder.path, summary=outcome.summary)
 
