@@ -60,13 +60,15 @@ class BrokerStack(Stack):
         self.security_group.connections.allow_from(network.peer_security_group, ec2.Port.tcp(AMQPS), "AMQP over TLS")
         self._administrator = self._secret("Administrator", ADMINISTRATOR, "Administrator of the broker")
         self.broker = self._broker()
-        self.endpoint = Fn.select(0, self.broker.attr_amqp_endpoints)
+        self._address = Fn.select(0, self.broker.attr_amqp_endpoints)
+        # For other stacks: they would take the list apart themselves, with functions that take no other stack's output.
+        self.endpoint = Fn.get_stack_output(self.stack_name, outputs.BROKER_ENDPOINT)
         self.peer_secrets: list[secretsmanager.ISecret] = [
             self._secret(f"Peer{policies.rank_name(rank)}", user_name(rank), f"Account of peer {rank} on the broker")
             for rank in range(settings.peers)
         ]
         self._users()
-        CfnOutput(self, outputs.BROKER_ENDPOINT, value=self.endpoint)
+        CfnOutput(self, outputs.BROKER_ENDPOINT, value=self._address)
 
     def _secret(self, id: str, username: str, description: str) -> secretsmanager.Secret:
         """{"username", "password"}; Secrets Manager makes the password, so that it stands in no template."""
@@ -147,7 +149,7 @@ class BrokerStack(Stack):
             allowed_values=["AWSCURRENT", "AWSPREVIOUS"],
             description="AWSPREVIOUS while the administrator's own password is being changed",
         )
-        host = Fn.select(0, Fn.split(":", Fn.select(2, Fn.split("/", self.endpoint))))
+        host = Fn.select(0, Fn.split(":", Fn.select(2, Fn.split("/", self._address))))
         management = f"https://{host}"
         ranks = range(self._settings.peers)
         for number, first in enumerate(range(0, len(ranks), USERS_PER_TEMPLATE)):

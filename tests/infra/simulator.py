@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,11 @@ _REF_IS_ARN = {
     "AWS::Lambda::Alias": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{{function}}:{{alias}}",
     "AWS::Lambda::Version": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{{function}}:1",
     "AWS::SNS::Topic": f"arn:aws:sns:{REGION}:{ACCOUNT}:{{name}}",
+}
+#: Attributes whose form matters, from the resource's name.
+_ATTRIBUTES: dict[tuple[str, str], Callable[[str], Any]] = {
+    ("AWS::AmazonMQ::Broker", "AmqpEndpoints"): lambda name: ["amqps://b-0a1b-1.mq.us-east-1.on.aws:5671"],
+    ("AWS::ECR::Repository", "RepositoryUri"): lambda name: f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{name.lower()}",
 }
 _NAME_PROPERTY = {
     "AWS::Lambda::Function": "FunctionName",
@@ -151,6 +156,8 @@ class Stacks:
             return argument[1].split(argument[0])
         if name == "Fn::Select":
             return argument[1][int(argument[0])]
+        if name == "Fn::Base64":  # left as it is, for those who read it
+            return argument
         raise NotUnderstood(f"function {name}")
 
     def _sub(self, argument: Any, stack: str) -> str:
@@ -170,6 +177,8 @@ class Stacks:
         kind = self._resource(stack, id)["Type"]
         if attribute in ("Arn", "TopicArn") or (kind == "AWS::Lambda::Alias" and attribute == "AliasArn"):
             return self.arn(stack, id)
+        if (kind, attribute) in _ATTRIBUTES:
+            return _ATTRIBUTES[kind, attribute](f"{stack}-{id}")
         if attribute == "Name":
             return f"{stack}-{id}"
         return f"{stack}-{id}-{attribute}"  # an opaque value, the same wherever it stands
