@@ -55,8 +55,8 @@ class Telemetry:
             case {"event": "stage", "seconds": seconds, "bytes_in": bytes_in, "bytes_out": bytes_out}:
                 return {
                     metrics.STAGE_SECONDS: seconds,
-                    metrics.BYTES_SENT: bytes_out,
-                    metrics.BYTES_RECEIVED: bytes_in,
+                    metrics.BYTES_SENT: bytes_out or None,  # most stages move none
+                    metrics.BYTES_RECEIVED: bytes_in or None,
                 }
             case {"event": "bill", "usd": usd}:
                 return {metrics.ESTIMATED_USD: usd}
@@ -71,13 +71,16 @@ class Telemetry:
         """The members that make metrics of `values`; none where there are none."""
         if not values:
             return {}
+        by_dimensions: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+        for name in values:
+            by_dimensions.setdefault(metrics.dimension_sets(name), []).append(name)
         directives = [
             {
                 "Namespace": metrics.NAMESPACE,
-                "Dimensions": [list(names) for names in metrics.dimension_sets(name)],
-                "Metrics": [{"Name": name, "Unit": metrics.UNITS[name]}],
+                "Dimensions": [list(names) for names in sets],
+                "Metrics": [{"Name": name, "Unit": metrics.UNITS[name]} for name in named],
             }
-            for name in values
+            for sets, named in by_dimensions.items()
         ]
         own = {} if stage is None else {metrics.STAGE: stage}
         embedded = {"Timestamp": int(moment * 1_000), "CloudWatchMetrics": directives}
