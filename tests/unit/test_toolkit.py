@@ -27,7 +27,8 @@ CDK = """
 import json, os, pathlib, sys
 file = next(word for word in sys.argv if word.startswith("settings=")).partition("=")[2]
 told = {name: os.environ.get(name) for name in ("JSII_NODE", "PYTHON", "CDK_DISABLE_CLI_TELEMETRY", "AWS_REGION")}
-print(json.dumps({"words": sys.argv[1:], "settings": json.loads(pathlib.Path(file).read_text()), "env": told}), flush=True)
+settings = json.loads(pathlib.Path(file).read_text())
+print(json.dumps({"words": sys.argv[1:], "settings": settings, "env": told}), flush=True)
 print("\\033[31mlast words\\033[0m", file=sys.stderr)
 sys.exit(int(os.environ.get("STATUS", "0")))
 """
