@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from aws_cdk import Acknowledgment, CfnOutput, Duration, Fn, RemovalPolicy, Stack, Validations
@@ -142,7 +143,8 @@ class StorageStack(Stack):
         )
 
     def _outputs(self, settings: Settings) -> None:
-        CfnOutput(self, outputs.SETTINGS, value=settings.to_json())
+        # Without the folder of the user's code: it is another at every deployment, and its digest says all.
+        CfnOutput(self, outputs.SETTINGS, value=dataclasses.replace(settings, code_dir="").to_json())
         CfnOutput(self, outputs.RUN_BUCKET, value=self.run_bucket.bucket_name)
         for number, ranks in enumerate(settings.groups):
             names = [self.peer_buckets[rank].bucket_name for rank in ranks]
