@@ -7,9 +7,10 @@
 PY := .venv/bin/python
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+THREE_ROUNDS := --set epochs=1 --set data.train_samples=3072 --set data.validation_samples=512
 export PYTHON TORCH_INDEX
 
-.PHONY: help setup demo test test-slow lint format synth clean
+.PHONY: help setup demo deploy-local test test-slow lint format synth clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,6 +22,15 @@ setup:  ## the virtual environment in .venv, with everything that demo and test 
 
 demo: setup  ## four peers train on MNIST through Lambda workers, Step Functions and RabbitMQ
 	@$(PY) -m peerless train examples/mnist.toml --local $(DEMO_ARGS)
+
+deploy-local: setup  ## the CDK stacks on the local AWS: deployed, trained on for three rounds, destroyed
+	@$(PY) -m peerless local status | grep -q "^state *stopped" || \
+		{ echo "Local servers run here already; stop them first: $(PY) -m peerless local down" >&2; exit 1; }
+	@trap 'exit 130' INT TERM; trap '$(PY) -m peerless local down >/dev/null' EXIT; set -e; \
+	$(PY) -m peerless local up; \
+	$(PY) -m peerless deploy examples/mnist.toml --local; \
+	$(PY) -m peerless train examples/mnist.toml --local --deployed $(THREE_ROUNDS) $(DEMO_ARGS); \
+	$(PY) -m peerless destroy --local --purge --yes
 
 test: lint  ## lint, types and the test suite (under ten minutes)
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)

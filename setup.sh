@@ -82,6 +82,7 @@ if [ "torch==$($bin/python -c 'from importlib.metadata import version as v; prin
 fi
 echo "installing the other packages …"
 pip install --quiet -e "./${codec}[test]" -e '.[aws,local,test]'
+$bin/python -m infra.toolkit || true # it has said why not, and deploying tries again
 
 part=built
 QSGD_COMPRESS_BACKEND=native $bin/python -c 'import qsgd_compress' 2>/dev/null || part=$(lacks)
