@@ -115,6 +115,34 @@ def train(
     return Run(id=outcome.run, folder=outcome.folder.path, summary=outcome.summary)
 
 
+def train_on_aws(
+    config: RunConfig | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    confirm: Callable[[str], bool],
+    overrides: Sequence[str] = (),
+    runs_dir: str | os.PathLike[str] = "runs",
+    run_dir: str | os.PathLike[str] | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Train on what `peerless deploy` made in an AWS account, and return the finished run.
+
+    `confirm` gets the question before money is spent. Raises UserError for a mistake, PeerlessError for a failure, and
+    KeyboardInterrupt when the user lets go of a run that goes on.
+    """
+    from peerless.launch import aws
+
+    chosen, base = _configuration(config, overrides)
+    with ExitStack() as stack:
+        outcome = aws.train_on_aws(
+            shipping.resolve_paths(chosen, base),
+            stack.enter_context(progress.observer(Console(stderr=True))) if observer is None else observer,
+            confirm,
+            runs_dir=Path(runs_dir),
+            run_dir=Path(run_dir) if run_dir is not None else None,
+        )
+    return Run(id=outcome.run, folder=outcome.folder.path, summary=outcome.summary)
+
+
 def _configuration(
     config: RunConfig | Mapping[str, Any] | str | os.PathLike[str], overrides: Sequence[str]
 ) -> tuple[RunConfig, Path]:

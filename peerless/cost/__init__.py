@@ -113,6 +113,7 @@ def _parts(settings: Settings) -> list[_Part]:
         kept = gb * _usd("lambda")["snapshot_gb_second"] * 3_600
         parts.append(_Part("SnapStart snapshots", outputs.WORKERS, kept))
     alarms = small["dashboard_month"] + alarm_count(settings) * small["alarm_month"]
+    alarms += small["key_month"] if settings.alarm_email else 0.0
     parts.append(_Part("dashboard and alarms", outputs.WATCH, alarms / HOURS_A_MONTH))
     instance = _usd("instance_hour").get(settings.instance_type)
     name = f"peers, {peers} x {settings.instance_type}"
@@ -125,8 +126,8 @@ def _parts(settings: Settings) -> list[_Part]:
 
 
 def alarm_count(settings: Settings) -> int:
-    """Alarms that the Watch stack makes."""
-    return 3 * settings.broker + 2 * settings.workers + 1
+    """As infra/stacks/watch.py has them: stuck round, time limit, two of the broker, three per stack of workers."""
+    return 2 + 2 * settings.broker + 3 * settings.workers * len(settings.groups)
 
 
 def _usd(section: str) -> dict[str, float]:

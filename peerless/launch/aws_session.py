@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from contract.clock import Clock
 from contract.config import RunConfig
-from contract.errors import ConfigError, PeerlessError
+from contract.errors import ConfigError, PeerlessError, UserError
 from contract.keys import Places
 from contract.prices import Prices
 from contract.runspec import RunSpec
@@ -28,23 +28,8 @@ from peerless.launch.workload import Workload, batches_per_round
 from peerless.report.progress import Observer
 from statemachines import Mode
 
-
-@dataclass(frozen=True, kw_only=True)
-class Spending:
-    """What the user is asked to agree to."""
-
-    what: str
-    """For example "training with 4 peers"."""
-    hourly: Mapping[str, float]
-    """US dollars per hour, by part."""
-    unpriced: tuple[str, ...]
-    """Parts that cost by the hour, with a price that Peerless does not know."""
-    most_hours: float
-    """After so many hours it is switched off."""
-
-
-#: Returns when the user agrees to spend; raises UserError otherwise.
-Confirm = Callable[[Spending], None]
+#: Answers a question before money is spent; raises UserError where nobody can be asked.
+Confirm = Callable[[str], bool]
 
 
 class LetGo(KeyboardInterrupt):
@@ -103,14 +88,17 @@ class Session:
                 f"aws.max_usd = {config.aws.max_usd} cannot be kept, because the price of {unknown[0]} is not known; "
                 "set it to 0 (aws.max_hours still holds), or deploy another instance type"
             )
-        confirm(
-            Spending(
-                what=f"training with {self._peers} peers",
-                hourly=cost.hourly(settings),
-                unpriced=unknown,
-                most_hours=config.aws.max_hours,
-            )
-        )
+        hourly = cost.hourly(settings)
+        parts = ", ".join(f"{part} {usd:.4f}" for part, usd in hourly.items())
+        self._observer.note(f"USD per hour while it trains: {sum(hourly.values()):.4f} ({parts})")
+        if unknown:
+            self._observer.note(f"not in that sum, because Peerless does not know the price: {', '.join(unknown)}")
+        self._observer.note("on top comes what the run uses: gradient workers, state transitions, requests, storage")
+        limit = f"{config.aws.max_hours:g} hours"
+        if config.aws.max_usd:
+            limit += f" or {config.aws.max_usd:g} USD"
+        if not confirm(f"train with {self._peers} peers now, for at most {limit}?"):
+            raise UserError("nothing was started")
         return None if unknown else cost.run_prices(settings)
 
     def provide(self, config: RunConfig, work: Workload, digest: str, prices: Prices | None) -> RunSpec:

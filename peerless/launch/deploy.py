@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import tempfile
@@ -64,6 +65,7 @@ def deploy(
     *,
     local: bool = False,
     diff: bool = False,
+    local_docker: bool = False,
     note: Note,
     confirm: Confirm,
     target: Target | None = None,
@@ -72,13 +74,14 @@ def deploy(
     """Make or change the deployment that `config` (its paths absolute) asks for; gives it, or None where the user
     declined or only wanted the `diff`.
 
-    `note` gets lines for the user, `confirm` the question before anything that costs. Raises UserError for mistakes,
-    DeployFailed with the reason of what failed, and KeyboardInterrupt with what goes on after it.
+    With `local_docker` this machine's Docker builds the images. `note` gets lines for the user, `confirm` the question
+    before anything that costs. Raises UserError for mistakes, DeployFailed with the reason of what failed, and
+    KeyboardInterrupt with what goes on after it.
     """
     shipping.check(config.code)
     target = target or (Target.local() if local else Target.aws())
     with tempfile.TemporaryDirectory(prefix="peerless-deploy-") as temporary:
-        settings = _settings(config, target, Path(temporary) / "code")
+        settings = dataclasses.replace(_settings(config, target, Path(temporary) / "code"), local_docker=local_docker)
         leftover = _check_change(target.clients, settings)
         if diff:
             toolkit.cdk(["diff", "--method", "template"], settings, target.environ, say=_diff_lines(note))

@@ -92,7 +92,6 @@ class Bars:
         self._rejected = _FirstOfItsKind()
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -105,6 +104,7 @@ class Bars:
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
+        self._progress.start()  # not before: what it draws would run over a question and its answer
         for rank in range(peers):
             self._tasks[rank] = self._progress.add_task(f"peer {rank}", total=rounds, detail="starting")
 

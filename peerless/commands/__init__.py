@@ -1,0 +1,1 @@
+"""The commands of `peerless`, beside those in peerless/cli.py, and what all of them share."""
