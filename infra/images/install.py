@@ -1,17 +1,16 @@
-"""What both Dockerfiles run once a compiler is there, in the folder of a build context: `install.py TARGET MODULE`.
+"""What both Dockerfiles run once a compiler is there, in the folder of a build context: `install.py TARGET MODULE...`.
 
 Standard library alone, because it stands in the build context by itself. `python -m benchmarks images` runs the same
 file without a container engine, so that what was tried is what is built.
 
 TARGET gets `packages/` (the lock file's packages, the vendored codec, what the user's own code asks for), `app/` (ours)
-and `code/` (the user's own). At the end MODULE is imported from there: what is missing fails here and not on AWS.
+and `code/` (the user's own). At the end each MODULE is imported from there: what is missing fails here and not on AWS.
 TORCH_INDEX in the environment names the package index that torch comes from; without it pip takes its own.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -25,8 +24,8 @@ UNUSED = ("torch/include", "torch/share", "torch/test", "numpy/**/tests", "sympy
 NEEDED_PROGRAM = "torch_shm_manager"
 
 
-def main(target: Path, module: str) -> None:
-    """Install the build context in the current folder into `target`, an absolute path, and import `module`."""
+def main(target: Path, modules: list[str]) -> None:
+    """Install the build context in the current folder into `target`, an absolute path, and import `modules`."""
     venv, packages = target / "venv", target / "packages"
     _run(sys.executable, "-m", "venv", "--without-pip", str(venv))
     _pip(venv, "--no-deps", *_torch_index(), _pin("torch"))
@@ -51,9 +50,8 @@ def main(target: Path, module: str) -> None:
     _compile(packages, strict=False)
     _compile(target / "code", strict=False)
     path = os.pathsep.join((str(target / "app"), str(packages)))
-    subprocess.run(
-        [sys.executable, "-c", f"import qsgd_compress, {module}"], env={**os.environ, "PYTHONPATH": path}, check=True
-    )
+    for module in ["qsgd_compress", *modules]:
+        subprocess.run([sys.executable, "-c", f"import {module}"], env={**os.environ, "PYTHONPATH": path}, check=True)
 
 
 def _pip(venv: Path, *arguments: str) -> None:
@@ -88,9 +86,11 @@ def _prune(site: Path) -> None:
     for pattern in UNUSED:
         for folder in sorted(site.glob(pattern), reverse=True):
             shutil.rmtree(folder)
-    for program in (site / "torch/bin").glob("*"):
-        if program.name != NEEDED_PROGRAM:
-            program.unlink()
+    for path in (site / "torch/bin").glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != NEEDED_PROGRAM:
+            path.unlink()
 
 
 def _make_readable(target: Path) -> None:
@@ -119,6 +119,6 @@ def _output(*command: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not re.fullmatch(r"[\w.]+", sys.argv[2]):
-        sys.exit("usage: install.py TARGET MODULE")
-    main(Path(sys.argv[1]).absolute(), sys.argv[2])
+    if len(sys.argv) < 3:
+        sys.exit("usage: install.py TARGET MODULE...")
+    main(Path(sys.argv[1]).absolute(), sys.argv[2:])

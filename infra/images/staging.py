@@ -47,8 +47,8 @@ class Image:
     """Where its Dockerfile and its lock file lie, relative to the repository."""
     packages: tuple[str, ...]
     """Files and folders of ours that it holds, relative to the repository."""
-    module: str
-    """What the image starts with, importable once it is installed."""
+    modules: tuple[str, ...]
+    """What its processes start with; all of it must be importable once the image is installed."""
 
     @property
     def lock(self) -> Path:
@@ -65,9 +65,14 @@ WORKER = Image(
     name="worker",
     folder="lambdas",
     packages=("contract", "lambdas/__init__.py", "lambdas/gradient_worker"),
-    module="lambdas.gradient_worker.handler",
+    modules=("lambdas.gradient_worker.handler",),
 )
-PEER = Image(name="peer", folder="peer_agent", packages=("contract", "peer_agent"), module="peer_agent.instance")
+PEER = Image(
+    name="peer",
+    folder="peer_agent",
+    packages=("contract", "peer_agent"),
+    modules=("peer_agent.instance.__main__", "peer_agent.__main__"),
+)
 IMAGES = (WORKER, PEER)
 
 
