@@ -8,8 +8,12 @@ from aws_cdk import App, Tags
 
 from infra import outputs
 from infra.settings import Settings
+from infra.stacks.broker import BrokerStack
 from infra.stacks.images import ImagesStack
+from infra.stacks.network import NetworkStack
+from infra.stacks.peers import PeersStack
 from infra.stacks.storage import StorageStack
+from infra.stacks.watch import WatchStack
 from infra.stacks.workers import WorkersStack
 
 #: On everything that can carry a tag, with the deployment's name: bills and budgets go by it.
@@ -43,3 +47,39 @@ def build(app: App, settings: Settings) -> None:
                 # An image's tag is a literal, so nothing else says that the image comes first.
                 stack.add_stack_dependency(images)
             workers.append(stack)
+    if images is not None:
+        _peers_and_watch(app, settings, storage, images, workers)
+
+
+def _peers_and_watch(
+    app: App, settings: Settings, storage: StorageStack, images: ImagesStack, workers: list[WorkersStack]
+) -> None:
+    """What only AWS itself has: network, broker, instances, and what watches over them."""
+    network = NetworkStack(app, f"{settings.prefix}-{outputs.NETWORK}", settings)
+    broker = None
+    if settings.broker:
+        broker = BrokerStack(app, f"{settings.prefix}-{outputs.BROKER}", settings, network=network)
+    peers: list[PeersStack] = []
+    for number, ranks in enumerate(settings.groups):
+        stack = PeersStack(
+            app,
+            f"{settings.prefix}-{outputs.PEERS}{number}",
+            settings,
+            ranks=ranks,
+            network=network,
+            storage=storage,
+            images=images,
+            broker=broker,
+            workers=workers[number] if workers else None,
+        )
+        stack.add_stack_dependency(images)  # see above
+        peers.append(stack)
+    WatchStack(
+        app,
+        f"{settings.prefix}-{outputs.WATCH}",
+        settings,
+        storage=storage,
+        broker=broker,
+        workers=workers,
+        peers=peers,
+    )

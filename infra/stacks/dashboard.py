@@ -28,7 +28,10 @@ def make_dashboard(
     alarms: Sequence[cloudwatch.IAlarm],
 ) -> cloudwatch.Dashboard:
     """`broker` is its name. Costs 3 USD a month beyond an account's first three dashboards."""
-    dashboard = cloudwatch.Dashboard(scope, "Dashboard", default_interval=Duration.hours(3))
+    # Named, because people look for it. All stacks' names begin like that, so an account has it once in a region.
+    dashboard = cloudwatch.Dashboard(
+        scope, "Dashboard", dashboard_name=settings.prefix, default_interval=Duration.hours(3)
+    )
     title = f"# Peerless deployment {settings.name}\nRecords of all runs: `s3://{run_bucket}/runs/`"
     dashboard.add_widgets(
         cloudwatch.TextWidget(markdown=title, width=_WIDTH, height=3),

@@ -66,7 +66,9 @@ class PeerBroker(Protocol):
 
 
 class PeersStack(Stack):
-    """Attributes: `groups` (by rank), `group_names` (in the order of ranks), `log_group`. `broker` and `workers` are None where a deployment has none.
+    """Attributes: `groups` (by rank), `group_names` (in the order of ranks), `log_group`.
+
+    `broker` and `workers` are None where a deployment has none.
 
     One group per peer, because roles differ per peer and a launch template names one.
     """

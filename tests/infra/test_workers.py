@@ -50,9 +50,11 @@ def functions(deployment: Deployment) -> list[tuple[str, dict[str, Any], dict[st
 
 
 def machines(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Properties of all state machines by ARN."""
+    """Properties of the peers' state machines by ARN; the time limit has one of its own."""
     found = {}
     for stack, id, _ in deployment.stacks.resources("AWS::StepFunctions::StateMachine"):
+        if f"-{outputs.WORKERS}" not in stack:
+            continue
         resource = deployment.templates[stack]["Resources"][id]
         found[deployment.stacks.arn(stack, id)] = deployment.stacks.resolve(resource["Properties"], stack)
     return found
