@@ -110,7 +110,7 @@ class Cloud:
         return found
 
     def kinds(self) -> tuple[str, ...]:
-        return ("worker", "machine", "instance") if self.deployment.has("Peers0") else ("worker", "machine")
+        return ("worker", "machine") if self.settings.local else ("worker", "machine", "instance")
 
     def allows(self, role: str, action: str, where: Place | str, context: dict[str, str] | None = None) -> bool:
         arn = where if isinstance(where, str) else f"arn:aws:s3:::{where.bucket}/{where.key}"
