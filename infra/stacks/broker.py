@@ -152,6 +152,7 @@ class BrokerStack(Stack):
         host = Fn.select(0, Fn.split(":", Fn.select(2, Fn.split("/", self._address))))
         management = f"https://{host}"
         ranks = range(self._settings.peers)
+        before: list[Construct] = [function, self.security_group]  # with the rule that lets the function in
         for number, first in enumerate(range(0, len(ranks), USERS_PER_TEMPLATE)):
             scope, address = (self, management) if number == 0 else self._nested(f"MoreUsers{number}", management)
             made = CustomResource(
@@ -172,7 +173,8 @@ class BrokerStack(Stack):
                     "Version": version.value_as_string,
                 },
             )
-            made.node.add_dependency(function, self.security_group)  # with the rule that lets the function in
+            made.node.add_dependency(*before)
+            before.append(made)  # one after the other, as the first may have to change the administrator's password
 
     def _nested(self, id: str, management: str) -> tuple[Stack, str]:
         """A template of its own, and the address in it: CloudFormation passes no part of a list by itself."""
