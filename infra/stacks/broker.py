@@ -121,7 +121,7 @@ class BrokerStack(Stack):
             encryption_options=mq.CfnBroker.EncryptionOptionsProperty(use_aws_owned_key=True),
             # There are audit logs for ActiveMQ only; the general one names every connection and its account.
             logs=mq.CfnBroker.LogListProperty(general=True),
-            # RabbitMQ 4 insists on it. A single node is away for some minutes then, which a run waits out.
+            # RabbitMQ 4 insists on it. A single node is away for some minutes then, and a run that is on fails.
             auto_minor_version_upgrade=True,
             maintenance_window_start_time=mq.CfnBroker.MaintenanceWindowProperty(
                 day_of_week="SUNDAY", time_of_day="03:00", time_zone="UTC"
