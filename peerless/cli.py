@@ -97,7 +97,7 @@ def prepare(config: Config, peers: Peers = None, seed: Seed = None, set_: Set = 
 def local_up(as_json: Json = False) -> None:
     """Start the servers and leave them running; `peerless train --local` in this folder then uses them."""
     from infra.local.cloud import LocalCloud
-    from peerless.launch.local import LOCAL_FOLDER
+    from peerless.launch.run_folder import LOCAL_FOLDER
 
     show(LocalCloud.up(LOCAL_FOLDER), as_json)
 
@@ -107,7 +107,7 @@ def local_up(as_json: Json = False) -> None:
 def local_down(as_json: Json = False) -> None:
     """Stop the servers that `peerless local up` started in this folder."""
     from infra.local.cloud import LocalCloud
-    from peerless.launch.local import LOCAL_FOLDER
+    from peerless.launch.run_folder import LOCAL_FOLDER
 
     show(LocalCloud.down(LOCAL_FOLDER), as_json)
 
@@ -117,7 +117,7 @@ def local_down(as_json: Json = False) -> None:
 def local_status(as_json: Json = False) -> None:
     """Say which servers run, and where they listen."""
     from infra.local.cloud import LocalCloud
-    from peerless.launch.local import LOCAL_FOLDER
+    from peerless.launch.run_folder import LOCAL_FOLDER
 
     show(LocalCloud.status(LOCAL_FOLDER), as_json)
 

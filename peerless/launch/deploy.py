@@ -21,7 +21,7 @@ from peerless import cost
 from peerless.launch import shipping, stacks
 from peerless.launch.account import Account, Clients, told
 from peerless.launch.deployed import Deployment, local_settings, settings_for, stack_names
-from peerless.launch.local import LOCAL_FOLDER
+from peerless.launch.run_folder import LOCAL_FOLDER
 
 BOOTSTRAP_STACK = "CDKToolkit"
 Note = Callable[[str], None]

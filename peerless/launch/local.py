@@ -27,13 +27,10 @@ from peerless.launch.interrupts import Interrupts
 from peerless.launch.kept import Outcome, keep, tell_in_folder
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.resources import DeployedResources, LocalResources, Resources, one_run_at_a_time, places_for
-from peerless.launch.run_folder import RunFolder, new_run_id
+from peerless.launch.run_folder import LOCAL_FOLDER, RunFolder, new_run_id
 from peerless.launch.upload import provide
 from peerless.launch.workload import Workload, batches_per_round, resolve_mode
 from peerless.report.progress import Observer
-
-#: Where `peerless local up` keeps its state, relative to the working directory.
-LOCAL_FOLDER = Path(".peerless/local")
 
 
 def train_local(

@@ -22,6 +22,9 @@ from typing import Any
 from contract.clock import Clock
 from contract.errors import ConfigError, RunFailed
 
+#: Where `peerless local up` keeps its state, relative to the working directory, as `runs` is.
+LOCAL_FOLDER = Path(".peerless/local")
+
 
 def new_run_id(name: str, clock: Clock) -> str:
     """`<name>-<UTC time>-<four random hex digits>`: sorts by time, unique, and valid in bucket and queue names."""

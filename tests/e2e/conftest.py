@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from infra.local.cloud import LocalCloud
-from peerless.launch.local import LOCAL_FOLDER
+from peerless.launch.run_folder import LOCAL_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
