@@ -56,8 +56,9 @@ class AsyncActions(Actions):
         """Keep a frame in place of its sender's earlier one: a fast sender must not fill the disk of a slow peer."""
         answers = super().hold(header, body, sender)
         if answers:
-            others = (known.digest for known in self.machine.latest if known.rank != header.rank)
-            self.spool.retain({header.digest, *others})
+            # Only what the machine knows of this sender: of others it may not have noted yet what lies there already.
+            earlier = [known.digest for known in self.machine.latest if known.rank == header.rank]
+            self.spool.forget([digest for digest in earlier if digest != header.digest])
         return answers
 
     def _find_latest(self, known: Sequence[tuple[MemberRef, int]]) -> Iterable[s.Event]:

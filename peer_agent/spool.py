@@ -36,6 +36,10 @@ class Spool:
         """Drop the frames of `round` and before."""
         self._drop([digest for digest, kept in self._rounds.items() if kept <= round])
 
+    def forget(self, digests: Collection[str]) -> None:
+        """Drop these frames; one that is not there counts as dropped."""
+        self._drop([digest for digest in digests if digest in self._rounds])
+
     def retain(self, digests: Collection[str]) -> None:
         """Drop all frames but these."""
         self._drop([digest for digest in self._rounds if digest not in digests])

@@ -177,3 +177,12 @@ def test_a_failure_ends_all_with_its_cause(broker: bool) -> None:
     assert {type(cast.peers[rank].error) for rank in (0, 2)} == {RunFailed}
     assert all("round 3 failed" in (r.error or "") for r in cast.reports())
     cast.close()
+
+
+def test_one_look_into_s3_may_find_frames_of_several_peers() -> None:
+    """The second frame of a look must not push the first one off the disk, which the machine has not noted yet."""
+    cast = Cast(configuration(epochs=6), (24, 24, 24), broker=False)
+    cast.play(each_turn=lambda turn: cast.clock.advance(1.0))  # a look between any two steps
+    assert [peer.error for peer in cast.peers] == [None] * 3
+    assert {report.reason for report in cast.reports()} == {"epoch_limit"}
+    cast.close()
