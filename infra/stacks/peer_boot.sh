@@ -51,6 +51,17 @@ EnvironmentFile=/etc/peerless/host.env
 ExecStart=/usr/local/sbin/peerless-end
 END
 
+# After an orderly exit the agent has set the group to 0 itself, or left it alone because another instance holds its
+# rank. Either way nothing is left to do but to go.
+cat >/etc/systemd/system/peerless-off.service <<'END'
+[Unit]
+Description=Powers this instance off, should the group not end it first
+
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/shutdown --poweroff +10
+END
+
 # RuntimeMaxSec in the peer's own unit would not do: what it ends counts as failed, and Restart=on-failure starts that
 # again.
 cat >/etc/systemd/system/peerless-limit.timer <<END
@@ -82,8 +93,9 @@ for pause in 5 15 30 60 0; do
 done
 [ "$installed" = yes ]
 
-# Five failures within an hour are enough: then, as after an orderly end, the peer switches itself off.
-# TimeoutStopSec leaves room for Docker after the two minutes that the agent has from SIGTERM on.
+# Exit status 1 is the agent's last word: the run or this peer has failed. Whatever else ends it is worth another try,
+# five within an hour at most. TimeoutStopSec leaves room for Docker after the two minutes that the agent has from
+# SIGTERM on.
 cat >/etc/systemd/system/peerless-peer.service <<'END'
 [Unit]
 Description=Peerless peer
@@ -93,7 +105,7 @@ Requires=docker.service
 StartLimitIntervalSec=3600
 StartLimitBurst=5
 OnFailure=peerless-end.service
-OnSuccess=peerless-end.service
+OnSuccess=peerless-off.service
 
 [Service]
 Type=exec
@@ -112,6 +124,7 @@ StandardOutput=null
 TimeoutStartSec=20min
 TimeoutStopSec=150
 Restart=on-failure
+RestartPreventExitStatus=1
 RestartSec=15
 
 [Install]

@@ -206,7 +206,6 @@ class WatchStack(Stack):
         )
         if self.topic is not None:
             alarm.add_alarm_action(actions.SnsAction(self.topic))
-            alarm.add_ok_action(actions.SnsAction(self.topic))
         self.alarms.append(alarm)
 
     def _make_topic(self) -> sns.Topic:

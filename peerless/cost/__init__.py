@@ -112,7 +112,7 @@ def _parts(settings: Settings) -> list[_Part]:
         gb = (1 if settings.shared_worker else peers) * settings.memory_mb / 1_024
         kept = gb * _usd("lambda")["snapshot_gb_second"] * 3_600
         parts.append(_Part("SnapStart snapshots", outputs.WORKERS, kept))
-    alarms = small["dashboard_month"] + alarm_count(settings) * small["alarm_month"]
+    alarms = small["dashboard_month"] + alarm_metrics(settings) * small["alarm_month"]
     alarms += small["key_month"] if settings.alarm_email else 0.0
     parts.append(_Part("dashboard and alarms", outputs.WATCH, alarms / HOURS_A_MONTH))
     instance = _usd("instance_hour").get(settings.instance_type)
@@ -125,9 +125,15 @@ def _parts(settings: Settings) -> list[_Part]:
     return parts
 
 
-def alarm_count(settings: Settings) -> int:
-    """As infra/stacks/watch.py has them: stuck round, time limit, two of the broker, three per stack of workers."""
-    return 2 + 2 * settings.broker + 3 * settings.workers * len(settings.groups)
+def alarm_metrics(settings: Settings) -> int:
+    """Metrics that the alarms of infra/stacks/watch.py read: CloudWatch bills those, not alarms.
+
+    A stuck round: commits and up to nine groups. The time limit: one. The broker: used and limit of memory and disk.
+    Workers: errors and throttles of each function, failures of each peer's two state machines.
+    """
+    functions = 1 if settings.shared_worker else settings.peers
+    workers = 2 * functions + 2 * settings.peers if settings.workers else 0
+    return 1 + min(9, settings.peers) + 1 + 4 * settings.broker + workers
 
 
 def _usd(section: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pytest
 from contract import metrics
 from infra import outputs
 from infra.settings import MOST_PEERS
+from peerless import cost
 from tests.infra.deployment import Deployment
 from tests.infra.simulator import Request
 
@@ -61,6 +62,10 @@ def test_no_alarm_rings_for_missing_data_and_each_says_what_to_do(on_aws: Deploy
         assert on_aws.settings.name in alarm["AlarmDescription"], name
         assert len(alarm["AlarmDescription"]) > 80, name
         assert len(read_by(alarm)) <= METRICS_PER_ALARM, name
+
+
+def test_the_price_of_alarms_counts_what_they_read(on_aws: Deployment) -> None:
+    assert cost.alarm_metrics(on_aws.settings) == sum(len(read_by(alarm)) for alarm in alarms(on_aws).values())
 
 
 def test_every_function_and_every_machine_of_peers_is_watched_once(on_aws: Deployment) -> None:
@@ -195,7 +200,8 @@ def test_alarms_go_to_the_address_over_an_encrypted_topic(on_aws: Deployment) ->
     assert (subscription["Protocol"], subscription["Endpoint"]) == ("email", on_aws.settings.alarm_email)
     arn = on_aws.stacks.resolve({"Ref": where.rpartition("/")[2]}, where.rpartition("/")[0])
     for name, alarm in alarms(on_aws).items():
-        assert alarm["AlarmActions"] == alarm["OKActions"] == [arn], name
+        assert alarm["AlarmActions"] == [arn], name
+        assert "OKActions" not in alarm, "each new alarm would begin with an email that all is well"
 
 
 def test_the_budget_is_the_settings(on_aws: Deployment) -> None:
