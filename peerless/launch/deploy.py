@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import tempfile
@@ -13,15 +14,16 @@ from pathlib import Path
 
 from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
-from contract.errors import ConfigError, DeployFailed, DeploymentMissing
+from contract.errors import ConfigError, DeployFailed
 from infra import outputs, toolkit
 from infra.local.cloud import LocalCloud
 from infra.settings import Settings
 from peerless import cost
 from peerless.launch import shipping, stacks
 from peerless.launch.account import Account, Clients, told
-from peerless.launch.deployed import Deployment, local_settings, settings_for, stack_names
+from peerless.launch.deployed import Deployment, settings_for, stack_names
 from peerless.launch.run_folder import LOCAL_FOLDER
+from peerless.launch.status import settings_of
 
 BOOTSTRAP_STACK = "CDKToolkit"
 Note = Callable[[str], None]
@@ -47,7 +49,8 @@ class Target:
         cloud = LocalCloud.attach(LOCAL_FOLDER)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environ = {**kept, **cloud.aws_environment(os.environ)}
-        return cls(clients=cloud.client, region=cloud.region, environ=environ, lambda_url=cloud.lambda_url)
+        clients = functools.cache(cloud.client)  # making one takes longer than most of what it is asked
+        return cls(clients=clients, region=cloud.region, environ=environ, lambda_url=cloud.lambda_url)
 
     @classmethod
     def aws(cls) -> Target:
@@ -128,8 +131,8 @@ def before(
     lines = [f"deployment {settings.name!r} of {settings.peers} peers, account {account}, region {region}"]
     if not bootstrapped:
         lines.append(
-            f"first `cdk bootstrap`: a stack {BOOTSTRAP_STACK} with a bucket, a registry and roles, once per account "
-            "and region; `peerless destroy` leaves it"
+            f"first `cdk bootstrap`, once per account and region: a stack {BOOTSTRAP_STACK} with a bucket, a registry "
+            "and roles, among them CloudFormation's, which may do everything; `peerless destroy` leaves it"
         )
     for when, training in (("while it stands without a run", False), ("while a run trains", True)):
         parts = cost.hourly(settings, training=training)
@@ -146,7 +149,7 @@ def before(
 
 def _settings(config: RunConfig, target: Target, code_folder: Path) -> Settings:
     if target.is_local:
-        return local_settings(settings_for(config), target.lambda_url)
+        return settings_for(config, lambda_url=target.lambda_url)
     _, digest = shipping.bundle(config.code, code_folder)
     return settings_for(config, code_dir=str(code_folder) if digest else "", code_digest=digest)
 
@@ -154,14 +157,13 @@ def _settings(config: RunConfig, target: Target, code_folder: Path) -> Settings:
 def _check_change(clients: Clients, settings: Settings) -> list[stacks.Stack]:
     """The stacks that a changed deployment no longer has. Raises ConfigError for what would orphan peers' data."""
     found = stacks.find(clients, settings.prefix)
-    with contextlib.suppress(DeploymentMissing):  # half made is there to be made whole
-        has = Deployment.find(clients, settings.name).settings
-        if has.peers > settings.peers:
-            raise ConfigError(
-                f"deployment {settings.name!r} has {has.peers} peers and cannot shrink to {settings.peers}, because "
-                "their buckets hold data; a run may have fewer peers (`peerless train --peers N`), and "
-                "`peerless destroy` removes all"
-            )
+    has = settings_of(found)  # of one that is stopped or half made too
+    if has is not None and has.peers > settings.peers:
+        raise ConfigError(
+            f"deployment {settings.name!r} has {has.peers} peers and cannot shrink to {settings.peers}, because their "
+            "buckets hold data; a run may have fewer peers (`peerless train --peers N`), and `peerless destroy` "
+            "removes all"
+        )
     wanted = stack_names(settings)
     return [stack for stack in found if stack.name not in wanted]
 
@@ -195,10 +197,11 @@ def _logged(name: str) -> Iterator[tuple[Note, Path]]:
     path = LOCAL_FOLDER.parent / f"deploy-{name}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            yield (lambda line: print(line, file=file, flush=True)), path
+        file = path.open("w", encoding="utf-8")
     except OSError as error:
         raise DeployFailed(f"{path} cannot be written ({error.strerror})") from error
+    with file:
+        yield (lambda line: print(line, file=file, flush=True)), path
 
 
 def _both(first: Note, second: Note) -> Note:

@@ -27,40 +27,27 @@ _SHARED = {
 }
 
 
-def settings_for(config: RunConfig, *, code_dir: str = "", code_digest: str = "") -> Settings:
-    """What `config` (its paths absolute) asks of a deployment on AWS, with the user's code staged in `code_dir`.
-
-    Raises ConfigError for what cannot be deployed.
+def settings_for(config: RunConfig, *, code_dir: str = "", code_digest: str = "", lambda_url: str = "") -> Settings:
+    """What `config` (its paths absolute) asks of a deployment on AWS, with the user's code staged in `code_dir`; or,
+    with `lambda_url`, on the local AWS whose functions the Lambda service there runs: without images, hence without
+    code and snapshots. Raises ConfigError for what cannot be deployed.
     """
-    aws, compute = config.aws, config.compute
-    same = {name: getattr(aws, name) for name in aws.__class__.model_fields if name in _fields() and name != "name"}
+    aws, compute, local = config.aws, config.compute, bool(lambda_url)
+    names = {field.name for field in dataclasses.fields(Settings)} & set(type(aws).model_fields)
     return Settings(
-        name=aws.name,
         peers=config.peers,
+        local=local,
+        lambda_url=lambda_url,
         workers=compute.service == "lambda",
         broker=config.exchange.transport == "rabbitmq",
         memory_mb=compute.memory_mb,
         timeout_seconds=compute.timeout_seconds,
         concurrency=compute.concurrency,
         threads=compute.threads,
-        code_dir=code_dir,
-        code_requirements=config.code.requirements,
-        code_digest=code_digest,
-        **same,
-    )
-
-
-def local_settings(settings: Settings, lambda_url: str) -> Settings:
-    """The same for the local AWS, whose functions run in the Lambda service at `lambda_url`: code needs no image there,
-    a snapshot is not to be had, and the broker is the local one."""
-    return dataclasses.replace(
-        settings,
-        local=True,
-        lambda_url=lambda_url,
-        snap_start=False,
-        code_dir="",
-        code_requirements=(),
-        code_digest="",
+        code_dir="" if local else code_dir,
+        code_requirements=() if local else config.code.requirements,
+        code_digest="" if local else code_digest,
+        **{name: getattr(aws, name) for name in names} | ({"snap_start": False} if local else {}),
     )
 
 
@@ -128,7 +115,7 @@ class Deployment:
 
         A run may have fewer peers than there are; the others stay switched off.
         """
-        has, asked = self.settings, settings_for(config)
+        has, asked = self.settings, settings_for(config, lambda_url=self.settings.lambda_url)
         wrong = ""
         if config.peers > has.peers:
             wrong = f"has {has.peers} peers, but the configuration asks for {config.peers}"
@@ -192,10 +179,6 @@ def _settings(name: str, found: list[Stack]) -> Settings:
 
 def _not_whole(name: str, why: str) -> DeploymentMissing:
     return DeploymentMissing(f"deployment {name!r} is not whole: {why}; run `peerless deploy CONFIG` again")
-
-
-def _fields() -> set[str]:
-    return {field.name for field in dataclasses.fields(Settings)}
 
 
 def _toml(value: object) -> str:

@@ -96,8 +96,10 @@ def test_what_is_half_made_is_neither_used_nor_left_behind(
     kept = destroy(target.clients, unique, purge=False, note=lambda _: None, clock=FakeClock())
     assert kept == [bucket]
     assert s3.head_object(Bucket=bucket, Key="key")["ContentLength"] == 4
-    s3.delete_object(Bucket=bucket, Key="key")
-    s3.delete_bucket(Bucket=bucket)
+    assert destroy(target.clients, unique, purge=True, note=lambda _: None, clock=FakeClock()) == []
+    assert bucket not in [row["Name"] for row in s3.list_buckets()["Buckets"]]
+    with pytest.raises(DeploymentMissing, match="no deployment"):
+        destroy(target.clients, unique, purge=True, note=lambda _: None, clock=FakeClock())
 
 
 def test_an_aws_that_stopped_is_named(target: Target, local_cloud: LocalCloud) -> None:

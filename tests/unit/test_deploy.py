@@ -115,10 +115,15 @@ def test_a_diff_asks_nothing_and_makes_nothing(commands: Commands) -> None:
     assert not any(line.startswith("?") for line in said)
 
 
-def test_it_does_not_shrink_because_buckets_would_be_orphans(commands: Commands) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_it_does_not_shrink_because_buckets_would_be_orphans(commands: Commands, stopped: bool) -> None:
     has = dataclasses.replace(settings_for(configured()), peers=12)
+    place = target(has)
+    if stopped:
+        made = {name: values for name, values in stack_outputs(has).items() if not name.endswith("-Broker")}
+        place = dataclasses.replace(place, clients=cloud(made))
     with pytest.raises(ConfigError, match="has 12 peers and cannot shrink to 4"):
-        told(configured(), target(has))
+        told(configured(), place)
     assert commands == []
 
 

@@ -11,7 +11,7 @@ from contract.config import RunConfig, from_mapping
 from contract.errors import ConfigError, DeploymentMissing
 from infra import outputs
 from infra.settings import Settings
-from peerless.launch.deployed import Deployment, local_settings, settings_for, stack_names
+from peerless.launch.deployed import Deployment, settings_for, stack_names
 from statemachines import Mode
 from tests.fakes.stacks import cloud, stack_outputs
 
@@ -127,6 +127,6 @@ def test_every_part_of_the_aws_section_reaches_the_settings() -> None:
 
 
 def test_the_local_form_carries_neither_images_nor_code() -> None:
-    asked = settings_for(configured(aws={"name": "mine", "snap_start": True}), code_dir="/code", code_digest="abc")
-    local = local_settings(asked, "http://127.0.0.1:1")
+    config = configured(aws={"name": "mine", "snap_start": True, "architecture": "x86_64", "instance_type": "t3.small"})
+    local = settings_for(config, code_dir="/code", code_digest="abc", lambda_url="http://127.0.0.1:1")
     assert (local.local, local.lambda_url, local.code_dir, local.snap_start) == (True, "http://127.0.0.1:1", "", False)
