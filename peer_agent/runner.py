@@ -142,13 +142,20 @@ class Runner:
     def _parse(self, delivery: Delivery) -> s.Event | str:
         """The event that a message makes, or why it makes none. Raises CorruptObject."""
         if delivery.kind == "frame":
-            return s.FrameArrived(*self.actions.contributions.read_message(delivery.body), delivery.sender)
+            header, body = self.actions.contributions.read_message(delivery.body)
+            return s.FrameArrived(header, body, delivery.sender) if header.rank == delivery.sender else "sender"
         if delivery.kind not in _RECORDS:
             return "kind"
         record_class, event_class = _RECORDS[delivery.kind]
         record = record_class.from_json(delivery.body)
+        if record.run != self.spec.run:
+            return "run"
+        # Whoever creates a record announces it; only what ends a run is passed on by others too.
+        author = record.rank if isinstance(record, Member) else record.writer.rank
+        if author != delivery.sender and not isinstance(record, Stop):
+            return "sender"
         event: s.Event = event_class(record)
-        return event if record.run == self.spec.run else "run"
+        return event
 
     def _look_at_the_clock(self) -> None:
         """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""

@@ -169,6 +169,27 @@ def test_damaged_and_foreign_messages_are_counted_and_harmless() -> None:
     cast.close()
 
 
+def test_nobody_speaks_in_another_s_name() -> None:
+    """A claim on peer 2's rank that would stop it, and its frame and a commit: all of them announced by peer 1."""
+    plain = play().reports()[0].weights_sha256
+    cast = Cast(configuration(), (24, 24, 12))
+    forged: list[int] = []
+
+    def each(turn: int) -> None:
+        if not forged and min(peer.runner.machine.round for peer in cast.peers) == 2:
+            forged.append(turn)
+            claim = replace(cast.peers[2].actions.member, incarnation=9, nonce="n")
+            cast.memory_broker.put(1, "hello", claim.to_json())
+            cast.memory_broker.put(1, "frame", cast.store.get(cast.spec.places.contribution(1, 2, 1)))
+            other = next(c for c in commits(cast) if c.writer.rank == 2)
+            cast.memory_broker.put(1, "commit", other.to_json())
+
+    cast.play(each_turn=each)
+    assert {r.weights_sha256 for r in cast.reports()} == {plain}
+    assert [r.frames_rejected.get("sender", 0) for r in cast.reports()] == [3, 0, 3]
+    cast.close()
+
+
 def test_an_announcement_that_says_other_than_the_frame_in_s3_is_rejected() -> None:
     """A header alone is unchecked: its samples, say, would become the weight in the mean."""
     config = configuration(exchange=exchange(codec="none", inline_bytes=0))
