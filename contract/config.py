@@ -183,7 +183,8 @@ class AwsConfig(Section):
     express: bool = False
     """Rounds of an inline map run as Express executions, which cost less per round and last five minutes at most."""
     torch_index: str = ""
-    """Package index that the images take torch from; empty takes pip's own, which on arm64 has the CPU build."""
+    """Package index that the images take torch from, PyTorch's CPU index: pip's own has torch for CUDA alone. Deploying
+    on AWS needs it."""
     max_hours: Annotated[float, Field(gt=0, le=8_760)] = 12.0
     """So many hours after a run's start its peers are switched off, whatever they do."""
     max_usd: Annotated[float, Field(ge=0)] = 0.0

@@ -93,6 +93,19 @@ def stage(image: Image, folder: Path, settings: Settings) -> None:
     _stage_code(folder / "code", settings)
 
 
+def check_index(settings: Settings) -> None:
+    """Raise ConfigError where the build would find no torch for CPUs, before anything is deployed.
+
+    Apart from `stage`, because templates can be made without it.
+    """
+    if not settings.torch_index:
+        raise ConfigError(
+            "aws.torch_index is not set, and pip's own index has torch for CUDA alone, on arm64 too; set it to the "
+            "address of PyTorch's CPU index (its installation page names it)"
+        )
+    build_arguments(settings)
+
+
 def build_arguments(settings: Settings) -> dict[str, str]:
     """What the Dockerfiles take as ARG. Raises ConfigError for an index address that no build command should hold."""
     index = settings.torch_index

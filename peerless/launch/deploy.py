@@ -16,6 +16,7 @@ from contract.clock import Clock, SystemClock
 from contract.config import RunConfig
 from contract.errors import ConfigError, DeployFailed
 from infra import outputs, toolkit
+from infra.images.staging import check_index
 from infra.local.cloud import LocalCloud
 from infra.settings import Settings
 from peerless import cost
@@ -85,6 +86,8 @@ def deploy(
     target = target or (Target.local() if local else Target.aws())
     with tempfile.TemporaryDirectory(prefix="peerless-deploy-") as temporary:
         settings = dataclasses.replace(_settings(config, target, Path(temporary) / "code"), local_docker=local_docker)
+        if not target.is_local:
+            check_index(settings)
         leftover = _check_change(target.clients, settings)
         if diff:
             toolkit.cdk(["diff", "--method", "template"], settings, target.environ, say=_diff_lines(note))

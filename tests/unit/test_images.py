@@ -19,7 +19,18 @@ from packaging.requirements import Requirement
 from contract.code import code_digest
 from contract.errors import ConfigError
 from infra.images import install, locks, trial
-from infra.images.staging import CODEC, IMAGES, PEER, ROOT, WORKER, Image, build_arguments, fingerprint, stage
+from infra.images.staging import (
+    CODEC,
+    IMAGES,
+    PEER,
+    ROOT,
+    WORKER,
+    Image,
+    build_arguments,
+    check_index,
+    fingerprint,
+    stage,
+)
 from infra.settings import Settings
 
 by_name = pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
@@ -142,6 +153,12 @@ def test_the_index_of_torch_is_a_build_argument() -> None:
     assert build_arguments(Settings()) == {}
     index = "https://packages.example.com:8443/torch/whl/cpu-2.13_a+b"
     assert build_arguments(Settings(torch_index=index)) == {"TORCH_INDEX": index}
+
+
+def test_deploying_needs_an_index_for_cpus() -> None:
+    with pytest.raises(ConfigError, match=r"aws\.torch_index"):
+        check_index(Settings())
+    check_index(Settings(torch_index="https://packages.example.com/cpu"))
 
 
 @pytest.mark.parametrize(
