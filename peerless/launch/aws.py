@@ -19,7 +19,7 @@ from contract.store import S3Store
 from peerless import data
 from peerless.launch import shipping
 from peerless.launch.account import Account
-from peerless.launch.aws_session import Confirm, LetGo, Session
+from peerless.launch.aws_session import Adrift, Confirm, LetGo, Session
 from peerless.launch.current import CurrentRun
 from peerless.launch.deployed import Deployment
 from peerless.launch.interrupts import Interrupts
@@ -75,7 +75,7 @@ def train_on_aws(
                 error = session.follow(folder, spec, interrupts)
             interrupts.close()
             summary = session.conclude(folder, config, spec, work.prepared, error, lambda: clock.monotonic() - started)
-        except LetGo:
+        except (LetGo, Adrift):
             raise
         except BaseException as cause:
             interrupts.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from contract.clock import Clock
 from contract.config import RunConfig
-from contract.errors import ConfigError, PeerlessError, UserError
+from contract.errors import AccountError, ConfigError, PeerlessError, UserError
 from contract.keys import Places
 from contract.prices import Prices
 from contract.runspec import RunSpec
@@ -34,6 +34,10 @@ Confirm = Callable[[str], bool]
 
 class LetGo(KeyboardInterrupt):
     """The user has let go of a run that goes on; its text says how to get back to it."""
+
+
+class Adrift(AccountError):
+    """AWS does not let this side follow any longer; the run goes on."""
 
 
 class Session:
@@ -149,22 +153,25 @@ class Session:
             trouble=self._groups.failures if self._claimed else list,
             alive=lambda: self._claimed and self._groups.desired() > 0,
         )
+        name = self._deployment.settings.name
+        named = "" if name == Settings().name else f" --name {name}"
+        goes_on = (
+            f"run {self._run} goes on without this command; `peerless attach{named}` follows it again and fetches "
+            f"its result, `peerless stop{named}` ends it"
+        )
         try:
             return run.follow(watch, self._observer)
         except Detached:
-            name = self._deployment.settings.name
-            named = "" if name == Settings().name else f" --name {name}"
-            raise LetGo(
-                f"run {self._run} goes on without this command; `peerless attach{named}` follows it again and fetches "
-                f"its result, `peerless stop{named}` ends it"
-            ) from None
+            raise LetGo(goes_on) from None
+        except AccountError as error:  # credentials last some hours, a run may last longer
+            raise Adrift(f"{error}; {goes_on}") from error
 
     @contextlib.contextmanager
     def switched_off_at_the_end(self) -> Iterator[None]:
         """Whatever happens to the run, its instances do not outlive it; unless the user has let go of it."""
         try:
             yield
-        except LetGo:
+        except (LetGo, Adrift):
             raise
         except BaseException:
             with contextlib.suppress(PeerlessError):  # the first error is the one to report; the schedule still holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.clock import Clock
+from contract.errors import TransientError
 from contract.keys import Places
 from contract.records import PeerReport
 from contract.store import ObjectStore
@@ -22,6 +24,8 @@ _STEP_SECONDS = 0.2
 #: How long the others may take to report once the run has ended for one of them, or once one has failed.
 END_SECONDS = 180.0
 FAILED_SECONDS = 60.0
+#: How long the last events may take once all have reported.
+LAST_SECONDS = 30.0
 #: How long the first event may take: an instance starts, pulls an image of a gigabyte and starts its peer.
 START_SECONDS = 20 * 60.0
 #: How often the state of the instances is looked at while nothing has come from any.
@@ -109,31 +113,43 @@ class BucketRun:
     def follow(self, watch: Watch, observer: Observer) -> str | None:
         """Pass events to the observer until the run has ended; gives a sentence when it failed.
 
-        It has ended when all peers have reported; some time after the first report, `stop.json` or a failure; or when
-        no instance is left that could go on. Raises Detached when the user wants out.
+        It has ended when all peers have reported and brought their last events; some time after the first report,
+        `stop.json` or a failure; or when no instance is left that could go on. Raises Detached when the user wants out.
         """
         poll = max(POLL_SECONDS, (self._peers + 2) / _REQUESTS_A_SECOND)
         began, looked, patience_ends = self._clock.monotonic(), -math.inf, math.inf
+        unreachable = False
         while True:
-            due = self._clock.monotonic() - looked >= _LOOK_SECONDS
-            # Asked before the bucket: an instance that has gone had reported before.
-            alive = watch.alive() if due else True
-            self._look(observer)
-            now = self._clock.monotonic()
+            complete = len(self._reports) == self._peers
+            due = complete or self._clock.monotonic() - looked >= _LOOK_SECONDS
+            try:
+                # Asked before the bucket: an instance that has gone had reported before.
+                alive = watch.alive() if due else True
+                self._look(observer)
+            except TransientError as error:  # this machine sleeps, travels, loses its network; the run does not care
+                if not unreachable:
+                    observer.note(f"{error}; looking again, the run goes on")
+                unreachable = True
+                self._wait(poll, watch)
+                continue
+            unreachable, now = False, self._clock.monotonic()
             if due:
                 looked = now
-            if len(self._reports) == self._peers or now >= patience_ends:
+            if now >= patience_ends:
                 return self._sentence()
             if not alive:
                 return self._sentence() or (None if self._reports else _NOBODY_LEFT)
-            if patience_ends == math.inf:
-                patience_ends = now + self._patience()
+            patience_ends = min(patience_ends, now + self._patience())
             if not self._heard:
-                for sentence in watch.news() if due else ():
-                    observer.note(sentence)
+                self._tell_troubles(watch if due else None, observer)
                 if now - began >= START_SECONDS:
                     return f"no peer has been heard of for {START_SECONDS / 60:.0f} minutes; `peerless logs` shows why"
             self._wait(poll, watch)
+
+    def _tell_troubles(self, watch: Watch | None, observer: Observer) -> None:
+        with contextlib.suppress(TransientError):
+            for sentence in watch.news() if watch is not None else ():
+                observer.note(sentence)
 
     def _look(self, observer: Observer) -> None:
         """Take in what is new in the bucket."""
@@ -152,6 +168,8 @@ class BucketRun:
 
     def _patience(self) -> float:
         """Seconds that the peers still get, now that the run has ended for one of them; infinite while it goes on."""
+        if len(self._reports) == self._peers:
+            return LAST_SECONDS  # instances switch themselves off once their last events are up
         if self._failed or any(report.error for report in self._reports.values()):
             return FAILED_SECONDS
         if self._reports or self._store.head(self._places.stop()) is not None:
