@@ -91,29 +91,28 @@ def rank_name(rank: int) -> str:
     return f"{rank:04d}"
 
 
-def worker(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
-    """A gradient worker: reads weights and its peer's bucket, writes gradients there. Arguments are bucket ARNs."""
-    name = rank_name(rank)
+def worker(run_bucket: str, peer_buckets: Mapping[int, str]) -> list[Grant]:
+    """A gradient worker of these ranks: reads weights and its peers' buckets, writes gradients there. Bucket ARNs."""
     return [
         Grant(
-            sid=f"ReadRun{name}",
+            sid="ReadRun",
             actions=("s3:GetObject",),
             resources=(f"{run_bucket}/{WEIGHTS}",),
             reason=f"weights of any round; {_ANY_RUN}",
         ),
         Grant(
-            sid=f"ReadPeer{name}",
+            sid="ReadPeer",
             actions=("s3:GetObject",),
-            resources=(f"{peer_bucket}/*",),
-            reason=f"all of one peer's batches and gradients; {_ANY_RUN}",
+            resources=tuple(f"{bucket}/*" for bucket in peer_buckets.values()),
+            reason=f"all of a peer's batches and gradients; {_ANY_RUN}",
         ),
         Grant(
-            sid=f"WriteGradients{name}",
+            sid="WriteGradients",
             actions=("s3:PutObject",),
-            resources=(f"{peer_bucket}/{gradients(name)}",),
+            resources=tuple(f"{bucket}/{gradients(rank_name(rank))}" for rank, bucket in peer_buckets.items()),
             reason=f"gradients of any round; {_ANY_RUN}",
         ),
-        Grant(sid=f"TellMissing{name}", actions=("s3:ListBucket",), resources=(run_bucket, peer_bucket)),
+        Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=(run_bucket, *peer_buckets.values())),
     ]
 
 

@@ -20,6 +20,8 @@ from contract.errors import ConfigError
 PEERS_PER_STACK = 10
 #: Buckets of all peers stand in one stack, with some three resources each; the broker's connections end near here too.
 MOST_PEERS = 150
+#: Managed policies that IAM lets a role have; a shared worker's takes one per group of peers.
+_ROLE_POLICIES = 10
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,23}\Z")
 
 
@@ -72,6 +74,11 @@ class Settings:
             raise ConfigError(f"aws.name {self.name!r} must be 1 to 24 lower case letters, digits or hyphens")
         if not 1 <= self.peers <= MOST_PEERS:
             raise ConfigError(f"peers = {self.peers}: a deployment holds 1 to {MOST_PEERS}")
+        if self.shared_worker and len(self.groups) > _ROLE_POLICIES:
+            raise ConfigError(
+                f"aws.shared_worker = true: one role reaches the buckets of {_ROLE_POLICIES * PEERS_PER_STACK} peers, "
+                f"not of {self.peers}; leave it false"
+            )
         if self.snap_start and self.local:
             raise ConfigError("aws.snap_start = true: the local AWS has no snapshots")
         if self.architecture == "x86_64" and not self.torch_index and not self.local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import quote
 
@@ -117,15 +118,16 @@ class WorkersStack(Stack):
 
     def _data_policies(self, role: iam.Role, served: range | tuple[int, ...], who: str) -> list[Construct]:
         """Access to the buckets; ten peers per managed policy, as a shared role's inline ones may not be that long."""
-        if len(served) == 1:
-            (rank,) = served
-            grants = policies.worker(self._run_bucket, self._peer_buckets[rank], rank)
-            return [policies.attach(self, f"Data{who}", role, grants)]
-        made: list[Construct] = []
-        for number, ranks in enumerate(self._settings.groups):
-            grants = [g for rank in ranks for g in policies.worker(self._run_bucket, self._peer_buckets[rank], rank)]
-            made.append(policies.attach_managed(self, f"Data{who}{number}", role, grants))
-        return made
+
+        def grants(ranks: Iterable[int]) -> list[policies.Grant]:
+            return policies.worker(self._run_bucket, {rank: self._peer_buckets[rank] for rank in ranks})
+
+        if not self._settings.shared_worker:
+            return [policies.attach(self, f"Data{who}", role, grants(served))]
+        return [
+            policies.attach_managed(self, f"Data{who}{number}", role, grants(ranks))
+            for number, ranks in enumerate(self._settings.groups)
+        ]
 
     def _image(self, images: WorkerImage, who: str, role: iam.Role, group: logs.ILogGroup) -> lambda_.Function:
         settings = self._settings

@@ -25,6 +25,8 @@ def linted(deployment: Deployment) -> list[Path]:
     settings, last = deployment.settings, len(deployment.settings.groups) - 1
     if settings.shared_worker:
         wanted = {f"{settings.prefix}-{outputs.WORKERS}0"}
+    elif settings.local_docker:
+        wanted = {f"{settings.prefix}-{name}" for name in (outputs.IMAGES, f"{outputs.PEERS}0", f"{outputs.WORKERS}0")}
     else:
         repeated = {f"{settings.prefix}-{name}{k}" for name in (outputs.PEERS, outputs.WORKERS) for k in range(last)}
         wanted = set(deployment.templates) - repeated
