@@ -90,7 +90,8 @@ def status(name: Name = DEFAULT_NAME, as_json: Json = False) -> None:
     from peerless.launch.account import Account
     from peerless.launch.status import status
 
-    found = status(Account(), checked(name), SystemClock())
+    checked(name)
+    found = status(Account(), name, SystemClock())
     if as_json:
         print(json.dumps(found))
         return
@@ -122,8 +123,9 @@ def logs(
 
     if (peer is not None) + workers + broker > 1:
         raise ConfigError("--peer, --workers and --broker exclude each other")
+    checked(name)
     clients, clock = Account().client, SystemClock()
-    wanted = logs.sources(clients, checked(name), peer=peer, workers=workers, broker=broker)
+    wanted = logs.sources(clients, name, peer=peer, workers=workers, broker=broker)
     try:
         for line in logs.lines(clients, wanted, clock.now() - since * 3_600, follow=follow, clock=clock):
             text = json.dumps({"t": line.t, "stream": line.stream, "text": line.text}) if as_json else str(line)
@@ -140,8 +142,9 @@ def stop(name: Name = DEFAULT_NAME, yes: Yes = False, as_json: Json = False) -> 
     from peerless.launch.account import Account
     from peerless.launch.status import settings_of
 
+    checked(name)
     clients = Account().client
-    found = stop.found_or_missing(clients, checked(name))
+    found = stop.found_or_missing(clients, name)
     doomed = stop.to_stop(found, settings_of(found))
     names = ", ".join(stack.title for stack in doomed) or "none"
     note(f"to be deleted: {names}; the logs of the peers go too, a run that goes on is ended, the data stay")
@@ -167,8 +170,9 @@ def destroy(
 
     if keep_data and purge:
         raise ConfigError("--keep-data and --purge exclude each other")
+    checked(name)
     target = Target.local() if local else Target.aws()
-    found = stop.found_or_missing(target.clients, checked(name))
+    found = stop.found_or_missing(target.clients, name)
     full = [bucket for bucket in buckets_of(target.clients, found) if holds_data(target.clients, bucket)]
     note(f"to be deleted: {', '.join(stack.title for stack in found)} of {name} in {target.region}")
     if not asker(yes)(f"destroy the deployment {name} now?"):

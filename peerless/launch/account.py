@@ -61,7 +61,8 @@ class Account:
 
     def __init__(self) -> None:
         try:
-            self._session = boto3.session.Session()
+            # boto3 knows AWS_DEFAULT_REGION alone; AWS's command and other libraries read AWS_REGION first.
+            self._session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
             region = self._session.region_name
             scoped = botocore.session.Session().get_scoped_config()
         except ProfileNotFound as error:
@@ -81,7 +82,7 @@ class Account:
     def client(self, service: str) -> Any:
         """The boto3 client of a service; the same one at each call."""
         if service not in self._clients:
-            config = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=10, read_timeout=60)
+            config = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
             with told(f"use {service}"):
                 # `client` has no overload for a name that is a variable
                 self._clients[service] = self._session.client(service, config=config)  # type: ignore[call-overload]
