@@ -67,7 +67,7 @@ def deploy(
 
 
 def attach(
-    run: Annotated[str | None, typer.Argument(help="The run [default: the deployment's current or last one].")] = None,
+    run: Annotated[str | None, typer.Argument(help="The run; without, the deployment's current or last one.")] = None,
     name: Name = DEFAULT_NAME,
     run_dir: RunDir = None,
     as_json: Json = False,
@@ -190,7 +190,7 @@ def destroy(
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="Configuration to be deployed [default: what is].")] = None,
+    config: Annotated[Path | None, typer.Argument(help="Configuration to deploy; without, what is.")] = None,
     name: Name = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:

@@ -27,7 +27,7 @@ Peers = Annotated[
     int | None, typer.Option("--peers", metavar="N", help="Number of peers (instead of the configuration's).")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S", help="Seed (instead of the configuration's).")]
-RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of this run [default: runs/<run-id>].")]
+RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of this run; without, runs/<run-id>.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Answer yes to what is asked.")]
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the deployment, `aws.name`.")]
 Local = Annotated[bool, typer.Option("--local", help="On the servers of `peerless local up`, in place of AWS.")]
