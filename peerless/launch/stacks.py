@@ -27,7 +27,8 @@ DELETE_ORDER = tuple(
         outputs.STORAGE,
     )
 )
-_POLL_SECONDS = 5.0
+#: Between two looks at a stack that is being deleted: the first and the longest wait.
+_FIRST_SECONDS, _POLL_SECONDS = 0.2, 5.0
 #: A broker takes some minutes to go, and network interfaces of a function in a VPC up to forty.
 DELETE_SECONDS = 75 * 60.0
 
@@ -119,7 +120,7 @@ def _slow(kind: str) -> str:
 
 
 def _wait_gone(clients: Clients, name: str, deadline: float, clock: Clock) -> None:
-    cloudformation = clients("cloudformation")
+    cloudformation, wait = clients("cloudformation"), _FIRST_SECONDS
     while True:
         try:
             with told(f"look at stack {name}"):
@@ -134,7 +135,8 @@ def _wait_gone(clients: Clients, name: str, deadline: float, clock: Clock) -> No
             raise DeployFailed(f"stack {name} could not be deleted: {_reason(cloudformation, name)}")
         if clock.monotonic() > deadline:
             raise DeployFailed(f"stack {name} is still {status} after {DELETE_SECONDS / 60:.0f} minutes; try again")
-        clock.sleep(_POLL_SECONDS)
+        clock.sleep(wait)
+        wait = min(2 * wait, _POLL_SECONDS)
 
 
 def _reason(cloudformation: Any, name: str) -> str:

@@ -128,7 +128,7 @@ def test_a_run_from_question_to_result(
     spec = clients("s3").get_object(Bucket=deployment.run_bucket, Key=places.spec().key)["Body"].read()
     prices = RunSpec.from_json(spec).prices
     assert prices is not None
-    assert prices.run_usd_per_hour == pytest.approx(2 * (0.0336 + 0.005 + 30 * 0.08 / 730) + 3.2 / 730)
+    assert prices.run_usd_per_hour == pytest.approx(2 * (0.0336 + 0.005 + 30 * 0.08 / 730) + 3.4 / 730)
 
 
 def test_letting_go_of_a_run_and_taking_it_up_again(
