@@ -11,7 +11,7 @@ import pytest
 
 from tests.infra.deployment import Deployment
 
-CONFIGURATIONS = ("default", "full", "shared", "local")
+CONFIGURATIONS = ("default", "full", "shared", "docker", "local")
 _SECONDS = 110
 
 

@@ -45,6 +45,15 @@ def configurations(folder: Path) -> dict[str, Settings]:
             code_digest="ab" * 32,
         ),
         "shared": Settings(name="shared", peers=12, shared_worker=True, broker=False),
+        "docker": Settings(
+            name="docker",
+            peers=3,
+            architecture="x86_64",
+            instance_type="t3.medium",
+            torch_index="https://packages.example.com/torch/cpu",
+            broker=False,
+            local_docker=True,
+        ),
         "local": Settings(name="local", peers=4, local=True, lambda_url="http://127.0.0.1:9"),
     }
 

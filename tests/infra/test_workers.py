@@ -75,7 +75,7 @@ def test_functions_are_as_the_settings_say(on_aws: Deployment) -> None:
     assert len(found) == (1 if settings.shared_worker else settings.peers)
     for where, _, properties in found:
         assert properties["PackageType"] == "Image", where
-        assert properties["Architectures"] == ["arm64"], where
+        assert properties["Architectures"] == [settings.architecture], where
         assert (properties["MemorySize"], properties["Timeout"]) == (settings.memory_mb, settings.timeout_seconds)
         assert properties.get("ReservedConcurrentExecutions", 0) == settings.reserved_concurrency, where
         assert properties.get("SnapStart") == ({"ApplyOn": "PublishedVersions"} if settings.snap_start else None)
