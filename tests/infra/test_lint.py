@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
-from infra import outputs
+import pytest
+
 from tests.infra.deployment import Deployment
 
 with warnings.catch_warnings():
@@ -19,24 +19,29 @@ def errors(text: str) -> list[str]:
     return [f"{match.rule.id} {match.message}" for match in found if match.rule.severity == "error"]
 
 
-def linted(deployment: Deployment) -> list[Path]:
-    """Templates that differ in more than numbers: of groups of peers the last, which is the smallest, and of the
-    deployment with one worker for all the one stack that this changes."""
-    settings, last = deployment.settings, len(deployment.settings.groups) - 1
-    if settings.shared_worker:
-        wanted = {f"{settings.prefix}-{outputs.WORKERS}0"}
-    elif settings.local_docker:
-        wanted = {f"{settings.prefix}-{name}" for name in (outputs.IMAGES, f"{outputs.PEERS}0", f"{outputs.WORKERS}0")}
-    else:
-        repeated = {f"{settings.prefix}-{name}{k}" for name in (outputs.PEERS, outputs.WORKERS) for k in range(last)}
-        wanted = set(deployment.templates) - repeated
-    return [path for path in deployment.files if path.name.removesuffix(".template.json") in wanted]
+#: Templates that differ in more than names and numbers, by configuration; of groups of peers the smallest. Each takes
+#: a second, and more with each peer.
+LINTED = {
+    "default": ("Storage", "Network"),
+    "full": ("Broker", "Images", "Network", "Peers1", "Watch", "Workers1"),
+    "shared": ("Workers0",),
+    "docker": ("Images", "Peers0"),
+    "local": ("Workers0",),
+}
 
 
-def test_cfn_lint_finds_no_errors(deployment: Deployment) -> None:
-    paths = linted(deployment)
-    assert paths
-    assert {path.name: found for path in paths if (found := errors(path.read_text()))} == {}
+def test_every_kind_of_stack_is_linted(deployments: dict[str, Deployment]) -> None:
+    linted = {name.rstrip("01") for names in LINTED.values() for name in names}
+    for deployment in deployments.values():
+        stacks = {name.removeprefix(f"{deployment.settings.prefix}-") for name in deployment.templates}
+        assert {name.rstrip("01") for name in stacks} <= linted
+
+
+@pytest.mark.parametrize(("name", "stack"), [(name, stack) for name, stacks in LINTED.items() for stack in stacks])
+def test_cfn_lint_finds_no_errors(deployments: dict[str, Deployment], name: str, stack: str) -> None:
+    deployment = deployments[name]
+    (path,) = [path for path in deployment.files if path.name == f"{deployment.settings.prefix}-{stack}.template.json"]
+    assert errors(path.read_text(encoding="utf-8")) == []
 
 
 def test_cfn_lint_does_find_errors() -> None:
