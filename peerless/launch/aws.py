@@ -102,7 +102,7 @@ def attach(
     a test accuracy. Raises as `train_on_aws` does.
     """
     clock, account = clock or SystemClock(), account or Account()
-    deployment = Deployment.find(account.client, name)
+    deployment = Deployment.find(account.client, name, whole=False)  # results outlive `peerless stop`
     identity = account.identity().account
     store = account.store(clock)
     current = CurrentRun(store, deployment.run_bucket, identity).read()

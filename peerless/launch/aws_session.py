@@ -98,7 +98,7 @@ class Session:
         if unknown:
             self._observer.note(f"not in that sum, because Peerless does not know the price: {', '.join(unknown)}")
         self._observer.note("on top comes what the run uses: gradient workers, state transitions, requests, storage")
-        limit = f"{config.aws.max_hours:g} hours"
+        limit = f"{min(config.aws.max_hours, settings.max_hours):g} hours"  # instances keep the deployment's own, too
         if config.aws.max_usd:
             limit += f" or {config.aws.max_usd:g} USD"
         if not confirm(f"train with {self._peers} peers now, for at most {limit}?"):

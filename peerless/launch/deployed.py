@@ -73,14 +73,17 @@ class Deployment:
     """`amqps://host:5671`; "" without a broker of its own."""
 
     @classmethod
-    def find(cls, clients: Clients, name: str) -> Deployment:
-        """Raises DeploymentMissing where there is none or it is not whole, and what `account.told` raises."""
+    def find(cls, clients: Clients, name: str, *, whole: bool = True) -> Deployment:
+        """Raises DeploymentMissing where there is none or it is not `whole`, and what `account.told` raises.
+
+        Of one that need not be whole, as after `peerless stop`, the buckets are there, and the rest as far as it is.
+        """
         found = stacks.find(clients, Settings(name=name).prefix)
         if not found:
             raise DeploymentMissing(f"there is no deployment {name!r} here; `peerless deploy CONFIG` makes one")
         settings = _settings(name, found)
         by_name = {stack.name: stack for stack in found}
-        for wanted in stack_names(settings):
+        for wanted in stack_names(settings) if whole else ():
             if wanted not in by_name:
                 raise _not_whole(name, f"stack {wanted} is missing, as after `peerless stop`")
             if by_name[wanted].status not in _WHOLE:
@@ -88,7 +91,7 @@ class Deployment:
 
         def ranked(kind: str, output: str) -> tuple[str, ...]:
             values = stacks.joined(found, kind, output)
-            if len(values) != settings.peers:
+            if len(values) != settings.peers and (whole or kind == outputs.STORAGE):
                 raise _not_whole(name, f"its stacks name {len(values)} {output} for {settings.peers} peers")
             return values
 

@@ -21,7 +21,11 @@ _NAMES = (
 
 def differences(config: RunConfig, settings: Settings) -> list[str]:
     """A sentence for each. What would harm the run is refused by `Deployment.check`."""
-    found = [(name, getattr(settings, name), getattr(config.aws, name)) for name in _NAMES]
+    found: list[tuple[str, object, object]] = [
+        (name, getattr(settings, name), getattr(config.aws, name)) for name in _NAMES
+    ]
+    if config.aws.max_hours > settings.max_hours:
+        found.append(("max_hours", settings.max_hours, config.aws.max_hours))
     return [
         f"aws.{name}: deployed with {_shown(there)}, the configuration says {_shown(here)}"
         for name, there, here in found

@@ -35,6 +35,8 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     }
     if summary["peak_memory_bytes"] is not None:
         rows["memory"] = f"at most {summary['peak_memory_bytes'] / 1e9:.2f} GB over all processes"
+    if summary.get("estimated_usd") is not None:
+        rows["cost"] = f"at most {summary['estimated_usd']:.4f} USD, by the peers' own count"
     for name, value in rows.items():
         head.add_row(name, value)
     return Group(head, _stages(summary["stages"])) if summary["stages"] else head

@@ -20,7 +20,7 @@ from contract.records import Current
 from contract.runspec import RunSpec
 from infra.local.cloud import LocalCloud
 from infra.settings import Settings
-from peerless.launch import shipping
+from peerless.launch import bucket_follow, shipping
 from peerless.launch.aws import attach, train_on_aws
 from peerless.launch.deployed import Deployment
 from tests.e2e.conftest import make_workplace
@@ -53,6 +53,7 @@ def deployment(
 ) -> Iterator[Deployment]:
     for name, value in local_cloud.aws_environment(os.environ).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket_follow, "POLL_SECONDS", 0.5)
     settings = Settings(name=unique, peers=PEERS, workers=False, broker=False)
     names = deploy(clients, settings)
     found = Deployment.find(clients, unique)
@@ -154,6 +155,7 @@ def test_letting_go_of_a_run_and_taking_it_up_again(
     assert outcome.summary["rounds"] == 2
     assert outcome.summary["test_accuracy"] is not None
     assert desired(clients, deployment) == [0] * PEERS
+    clients("cloudformation").delete_stack(StackName=f"{deployment.settings.prefix}-Watch")  # as `stop` does
     again = attach(config.aws.name, outcome.run, Recorder(), run_dir=tmp_path / "elsewhere")
     assert again.summary["model_sha256"] == outcome.summary["model_sha256"]
     assert lines(tmp_path / "elsewhere") == lines(tmp_path / "run"), "only their order depends on the looks"
