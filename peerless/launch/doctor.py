@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 from contract.errors import PeerlessError
 from infra import toolkit
+from infra.images.staging import check_index
 from infra.settings import Settings
 from peerless.launch import quotas
 from peerless.launch.account import Account, Clients
@@ -18,7 +20,7 @@ from peerless.launch.stop import found_or_missing
 def examine(name: str, settings: Settings | None = None, account: Callable[[], Account] = Account) -> list[Finding]:
     """All findings, in the order in which to mend them. `settings` is what would be deployed (None: what is, or else
     the defaults). Raises nothing that a finding can tell."""
-    found = [_node(), _cdk()]
+    found = [_node(), _cdk(), *([_torch_index(settings)] if settings is not None else [])]
     try:
         here = account()
         identity = here.identity()
@@ -56,7 +58,8 @@ def _node() -> Finding:
         path = toolkit.node()
     except PeerlessError as error:
         return Finding(name="Node.js", state=FAILED, text=str(error))
-    return Finding(name="Node.js", state=OK, text=str(path))
+    said = subprocess.run([path, "--version"], capture_output=True, encoding="utf-8", check=False).stdout.strip()
+    return Finding(name="Node.js", state=OK, text=f"{said}, {path}")
 
 
 def _cdk() -> Finding:
@@ -65,6 +68,14 @@ def _cdk() -> Finding:
         return Finding(name="CDK command", state=OK, text=f"aws-cdk {version}")
     text = f"aws-cdk {toolkit.CDK_VERSION} is not installed yet"
     return Finding(name="CDK command", state=WARNING, text=text, remedy="`peerless deploy` installs it")
+
+
+def _torch_index(settings: Settings) -> Finding:
+    try:
+        check_index(settings)
+    except PeerlessError as error:
+        return Finding(name="torch", state=FAILED, text=str(error))
+    return Finding(name="torch", state=OK, text=f"the images take it from {settings.torch_index}")
 
 
 def _deployment(clients: Clients, name: str) -> Finding:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +16,14 @@ import pytest
 from contract.clock import SystemClock
 from contract.keys import current_place
 from contract.records import Current
+from infra import outputs
 from infra.local.cloud import LocalCloud
 from infra.settings import Settings
 from peerless.cli import main
+from peerless.launch import parallel
 from peerless.launch.deployed import Deployment
+from peerless.launch.stacks import Stack
+from peerless.launch.stop import delete_old_versions
 from tests.fakes.aws_deployment import deploy
 
 Clients = Callable[[str], Any]
@@ -148,6 +154,52 @@ def test_stopping_keeps_the_data_and_what_costs_nothing(
     assert "has no peers now" in err
     status, out, _ = peerless("stop", "--name", name, "--yes", "--json")
     assert (status, json.loads(out)["deleted"]) == (0, [])
+
+
+def test_versions_that_no_alias_names_are_deleted(aws: Clients, unique: str) -> None:
+    clients, code = functools.cache(aws), io.BytesIO()
+    with zipfile.ZipFile(code, "w") as archive:
+        archive.writestr("index.py", "def handler(event, context): return 1")
+    functions = clients("lambda")
+    functions.create_function(
+        FunctionName=unique, Runtime="python3.12", Role="arn:aws:iam::000000000000:role/r", Handler="index.handler",
+        Code={"ZipFile": code.getvalue()},
+    )  # fmt: skip
+    workers = [
+        Stack(name="w", title="Workers0", status="", outputs={"Functions": f"{unique},{unique},absent-{unique}"})
+    ]
+    functions.publish_version(FunctionName=unique)
+    assert delete_old_versions(clients, workers) == 0, "without an alias nobody says which one is in use"
+    functions.update_function_configuration(FunctionName=unique, Description="another")
+    last = functions.publish_version(FunctionName=unique)["Version"]
+    functions.create_alias(FunctionName=unique, Name="live", FunctionVersion=last)
+    assert delete_old_versions(clients, workers) == 1
+    left = functions.list_versions_by_function(FunctionName=unique)["Versions"]
+    assert {row["Version"] for row in left} == {"$LATEST", last}
+    functions.delete_function(FunctionName=unique)
+
+
+def test_machines_of_runs_are_found_by_their_names(aws: Clients, unique: str) -> None:
+    clients, prefix = functools.cache(aws), f"Peerless-{unique}"
+    machine = json.dumps({"StartAt": "A", "States": {"A": {"Type": "Pass", "End": True}}})
+
+    def make(name: str) -> None:
+        role = "arn:aws:iam::000000000000:role/r"
+        clients("stepfunctions").create_state_machine(name=name, definition=machine, roleArn=role)
+
+    for rank in (0, 1):
+        for run in ("run-a", "run-b"):
+            make(outputs.parallel_machine(prefix, rank, run))
+    make(f"{prefix}-Inline")
+    make(outputs.parallel_machine(f"{prefix}-2", 0, "run-a"))
+    assert parallel.remove(clients, prefix, "run-a") == 2
+    assert parallel.remove(clients, prefix) == 2
+    assert parallel.remove(clients, prefix) == 0
+    assert parallel.remove(clients, f"{prefix}-2") == 1
+    machines = clients("stepfunctions").list_state_machines()["stateMachines"]
+    (left,) = [row for row in machines if row["name"].startswith(prefix)]
+    assert left["name"] == f"{prefix}-Inline"
+    clients("stepfunctions").delete_state_machine(stateMachineArn=left["stateMachineArn"])
 
 
 def test_destroying_asks_for_the_data_apart(deployment: Deployment, clients: Clients, peerless: Peerless) -> None:
