@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
-from aws_cdk import Acknowledgment, CfnOutput, Duration, Fn, RemovalPolicy, Stack, Validations
+from aws_cdk import Acknowledgment, CfnOutput, Duration, Fn, RemovalPolicy, Stack, Tags, Validations
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
@@ -41,6 +42,8 @@ class StorageStack(Stack):
         for rank, bucket in enumerate(self.peer_buckets):
             _keep_other_peers_out(bucket, rank)
         self._outputs(settings)
+        if settings.local:  # to MiniStack a change of outputs alone is none, so the settings there would stay the old
+            Tags.of(self.run_bucket).add("peerless:settings", hashlib.sha256(settings.to_json().encode()).hexdigest())
 
     def _bucket(self, id: str, settings: Settings, *, versioned: bool = False) -> s3.Bucket:
         rules = [

@@ -127,6 +127,18 @@ def test_a_run_that_does_not_fit_the_deployment_is_refused(
     assert not (workplace.path / "refused").exists()
 
 
+@pytest.mark.slow  # the CDK command once more
+def test_a_changed_configuration_changes_the_deployment(
+    deployment: Deployment, clients: Clients, workplace: Workplace
+) -> None:
+    there = inventory(clients)
+    done = workplace.peerless("deploy", "config.toml", "--local", *CONFIGURATION, "--set=compute.memory_mb=2048")
+    assert done.returncode == 0, done.stderr
+    assert Deployment.find(clients, NAME).settings.memory_mb == 2048
+    assert clients("lambda").get_function(FunctionName=deployment.functions[3])["Configuration"]["MemorySize"] == 2048
+    assert inventory(clients) - there == {f"stack {name} UPDATE_COMPLETE" for name in stack_names(deployment.settings)}
+
+
 def test_destroying_leaves_nothing(
     deployment: Deployment, before: set[str], clients: Clients, workplace: Workplace
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from contract.errors import ConfigError, DeploymentMissing
 from infra import outputs
 from infra.settings import Settings
 from peerless.launch.deployed import Deployment, settings_for, stack_names
+from peerless.launch.resources import one_run_at_a_time
 from statemachines import Mode
 from tests.fakes.stacks import cloud, stack_outputs
 
@@ -124,6 +126,19 @@ def test_every_part_of_the_aws_section_reaches_the_settings() -> None:
     assert set(type(RunConfig().aws).model_fields) - names == {"max_usd"}
     asked = settings_for(configured(aws={"name": "mine", "log_days": 7, "max_hours": 3.5}), code_dir="/code")
     assert (asked.log_days, asked.max_hours, asked.name, asked.code_dir) == (7, 3.5, "mine", "/code")
+
+
+def test_one_run_at_a_time_trains_on_a_local_deployment(tmp_path: Path) -> None:
+    with one_run_at_a_time(tmp_path, "mine"):
+        with one_run_at_a_time(tmp_path, "other"):
+            pass
+        with (
+            pytest.raises(ConfigError, match="another run trains on the local deployment 'mine'"),
+            one_run_at_a_time(tmp_path, "mine"),
+        ):
+            pass
+    with one_run_at_a_time(tmp_path, "mine"):
+        pass
 
 
 def test_the_local_form_carries_neither_images_nor_code() -> None:
