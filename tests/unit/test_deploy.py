@@ -43,7 +43,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def configured(**values: Any) -> RunConfig:
-    return from_mapping({"aws": {"name": "mine"}, **values}, "test")
+    return from_mapping({"aws": {"name": "mine", "torch_index": "https://index.example/cpu"}, **values}, "test")
 
 
 def target(has: Settings | None, *, bootstrapped: bool = True) -> Target:
