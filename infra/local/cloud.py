@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -60,17 +61,20 @@ class LocalCloud:
         broker_url: str | None = None,
         log: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
+        cancelled: threading.Event | None = None,
     ) -> LocalCloud:
         """Start all servers side by side; returns when they answer.
 
         Without `broker` there is none, and `broker_url` is empty; `broker_url` names one to use instead of a private
-        one (None: PEERLESS_BROKER_URL, where set). `log` gets a line for the user before anything slow. Raises
-        ConfigError, BrokerUnavailable or LocalStackError; then, and after KeyboardInterrupt, nothing is left running.
+        one (None: PEERLESS_BROKER_URL, where set). `log` gets a line for the user before anything slow. `cancelled`,
+        once set, calls the start off. Raises ConfigError, BrokerUnavailable or LocalStackError; then, and after
+        KeyboardInterrupt, nothing is left running.
         """
         check_platform()
         folder = folder.resolve()
         try:
-            return cls._start(folder, broker, broker_url, Starting(clock=clock or SystemClock(), note=log))
+            starting = Starting(clock or SystemClock(), log, cancelled or threading.Event())
+            return cls._start(folder, broker, broker_url, starting)
         except OSError as error:
             raise LocalStackError(f"the local servers cannot be started in {folder}: {error}") from error
 

@@ -13,7 +13,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from contract.clock import SystemClock
@@ -29,33 +31,36 @@ def main(folder: Path) -> int:
     if os.fork():
         return 0
     os.setsid()
+    # No exception out of a signal: one between a lock's acquisition and its block leaves the lock held for ever, and
+    # threads start under such locks. A simple queue's put is the one way out of a handler that takes no such lock.
+    signals: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, lambda number, _: signals.put(number))
+    stop = threading.Event()
+    _after(signals.get, stop)
     with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as answers:
         try:
             with detached.hold_lock(folder, SystemClock()) as mine:
                 if not mine:
                     raise LocalStackError(f"the local servers of {folder} are already running")
-                _own(folder, answers)
+                _own(folder, answers, stop)
         except PeerlessError as error:
             detached.report(answers, {"kind": type(error).__name__, "error": str(error)})
             return 1
-        except KeyboardInterrupt:
-            text = "the local servers were stopped while they were starting"  # nobody listens any more once they ran
-            detached.report(answers, {"kind": LocalStackError.__name__, "error": text})
     return 0
 
 
-def _own(folder: Path, answers: IO[bytes]) -> None:
-    threading.Thread(target=_stop_with_launcher, daemon=True).start()
+def _own(folder: Path, answers: IO[bytes], stop: threading.Event) -> None:
+    _after(_launcher_gone, stop)
     try:
-        with LocalCloud.start(folder, log=lambda text: detached.report(answers, {"note": text})) as cloud:
+        with LocalCloud.start(
+            folder, log=lambda text: detached.report(answers, {"note": text}), cancelled=stop
+        ) as cloud:
             cloud.state().write(folder)
             detached.report(answers, {"ready": True})
             _let_go_of(sys.stdout)
             told: set[str] = set()
-            while True:
-                threading.Event().wait(_LOOK_SECONDS)
+            while not stop.wait(_LOOK_SECONDS):
                 for failure in cloud.failures():
                     if failure not in told:
                         told.add(failure)
@@ -64,12 +69,21 @@ def _own(folder: Path, answers: IO[bytes]) -> None:
         (folder / detached.STATE).unlink(missing_ok=True)
 
 
-def _stop_with_launcher() -> None:
-    """End this process in order when the launcher goes without having said that the servers stay."""
+def _after(wait: Callable[[], object], stop: threading.Event) -> None:
+    """Set `stop` once `wait` gives something true."""
+
+    def watch() -> None:
+        if wait():
+            stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _launcher_gone() -> bool:
+    """Wait for what the launcher says; whether it went without having said that the servers stay."""
     kept = sys.stdin.buffer.readline() == detached.KEEP
     _let_go_of(sys.stdin)
-    if not kept:
-        os.kill(os.getpid(), signal.SIGTERM)
+    return not kept
 
 
 def _let_go_of(stream: IO[str]) -> None:

@@ -313,5 +313,5 @@ def test_detached_servers_can_be_taken_down_while_they_start(tmp_path: Path) -> 
     assert LocalCloud.down(tmp_path)["state"] == "stopped"
     status, error = ended(launcher)
     assert status == 1
-    assert b"stopped while they were starting" in error
+    assert b"starting the local servers was interrupted" in error
     wait_for(lambda: not mentioned(str(tmp_path)))
