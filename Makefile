@@ -32,8 +32,8 @@ deploy-local: setup  ## the CDK stacks on the local AWS: deployed, trained on fo
 	$(PY) -m peerless train examples/mnist.toml --local --deployed $(THREE_ROUNDS) $(DEMO_ARGS); \
 	$(PY) -m peerless destroy --local --purge --yes
 
-test: lint  ## lint, types and the test suite (under ten minutes)
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+test: lint  ## lint, types and the test suite, in two processes (under ten minutes)
+	@$(PY) -m pytest -m "not slow" -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: setup  ## the tests that do not fit `make test` (under thirty minutes)
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from infra.local.cloud import LocalCloud
 
@@ -20,6 +21,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 for _number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
+
+
+class _ByFile(LoadFileScheduling):
+    """Whole files in turn to the processes of `make test`; the templates' together, as they share one synthesis."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/infra" if nodeid.startswith("tests/infra/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,7 @@ def test_ctrl_c_ends_a_run_in_order(workplace: Workplace) -> None:
     wait_for(lambda: not alive(started), "the run's processes to end", 20)
 
 
+@pytest.mark.slow
 def test_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace) -> None:
     process = start(lonely_workplace)
     started = descendants(process)
@@ -153,6 +154,7 @@ def test_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace
     wait_for(lambda: not alive(started), "the run's processes to end", 20)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nothing_running(lonely_workplace: Workplace) -> None:
     process = start(lonely_workplace)
     started = descendants(process)

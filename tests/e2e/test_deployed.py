@@ -12,6 +12,7 @@ from peerless.launch.deployed import Deployment, stack_names
 from peerless.launch.run_folder import LOCAL_FOLDER
 from tests.e2e.conftest import Workplace
 
+pytestmark = pytest.mark.slow  # tests/integration/test_deploy_fails.py has the CDK command in `make test`
 NAME = "whole"
 #: 480 samples over 4 peers, batches of 40, one a round: three rounds.
 CONFIGURATION = [
@@ -99,13 +100,12 @@ def test_four_peers_train_three_rounds_on_what_was_deployed(
     assert inventory(clients) == there, "the run's data stay in the deployed buckets, and it leaves nothing else"
 
 
-@pytest.mark.slow  # a run of its own
 def test_a_machine_with_a_branch_per_batch_is_made_for_the_run_and_removed(
     deployment: Deployment, clients: Clients, workplace: Workplace
 ) -> None:
     there = inventory(clients)
     form = ["--set=compute.state_machine=parallel", "--peers=2", "--set=data.train_samples=80"]
-    summary = workplace.train("--deployed", *CONFIGURATION, *form, run_dir="parallel")
+    summary = workplace.train("--deployed", *CONFIGURATION, *form, run_dir="deployed-parallel")
     assert (summary["rounds"], summary["lambda_invocations"]) == (1, 2)
     assert inventory(clients) == there
 
@@ -127,7 +127,6 @@ def test_a_run_that_does_not_fit_the_deployment_is_refused(
     assert not (workplace.path / "refused").exists()
 
 
-@pytest.mark.slow  # the CDK command once more
 def test_a_changed_configuration_changes_the_deployment(
     deployment: Deployment, clients: Clients, workplace: Workplace
 ) -> None:

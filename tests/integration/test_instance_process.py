@@ -185,6 +185,7 @@ def test_two_instances_train_to_the_end_and_switch_themselves_off(
         assert f":{password}@" not in deployment.log(rank).read_text()
 
 
+@pytest.mark.slow  # a run of its own
 def test_sigterm_ends_the_run_in_order(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy((24,), epochs=100_000, early_stopping={"patience": 0})
     deployment.announce()

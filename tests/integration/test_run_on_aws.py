@@ -132,6 +132,7 @@ def test_a_run_from_question_to_result(
     assert prices.run_usd_per_hour == pytest.approx(2 * (0.0336 + 0.005 + 30 * 0.08 / 730) + 3.4 / 730)
 
 
+@pytest.mark.slow  # a run of its own
 def test_letting_go_of_a_run_and_taking_it_up_again(
     config: RunConfig, deployment: Deployment, ec2: Ec2, clients: Callable[[str], Any], tmp_path: Path
 ) -> None:
