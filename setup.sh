@@ -81,7 +81,7 @@ if [ "torch==$($bin/python -c 'from importlib.metadata import version as v; prin
     pip install ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} "$torch"
 fi
 echo "installing the other packages …"
-# Without bytecode, which takes aws-cdk-lib alone a minute to make; what is imported gets its own then.
+# Without bytecode: it takes long for packages of which little is imported, and what is imported gets its own then.
 pip install --quiet --no-compile -e "./${codec}[test]" -e '.[aws,local,test]'
 $bin/python -m infra.toolkit || true # it has said why not, and deploying tries again
 
