@@ -6,12 +6,17 @@
       members/<rank>.json                            batches/<index>.safetensors
       commits/<round>.json
       results/<round>.json
+      checkpoints/<round>.json
       stop.json
       validation.safetensors
       reports/<rank>.json
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      shards/<round>/<shard>
+      checkpoints/<round>/common
+      checkpoints/<round>/<rank>-<incarnation>
+      alive/<rank>
       events/<rank>/<milliseconds>.jsonl
     deployment/current.json
 
@@ -34,6 +39,7 @@ from contract.errors import CorruptObject
 #: What a run may be called. It becomes part of S3 keys and queue names, so it can hold no slash and no wildcard.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _CONTRIBUTION = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
+_RECORD = re.compile(r"(\d+)\.json\Z")
 _CHUNK = re.compile(r"(\d+)\.jsonl\Z")
 
 
@@ -99,6 +105,37 @@ class Places:
     def result(self, round: int) -> Place:
         """The weights that a round led to (`Result`), created once."""
         return self._in_run(f"results/{_round(round)}.json")
+
+    def checkpoint(self, round: int) -> Place:
+        """The record of a checkpoint (`Checkpoint`), created once, when its common state lies in S3."""
+        return self._in_run(f"checkpoints/{_round(round)}.json")
+
+    def checkpoints(self) -> Place:
+        """The prefix under which all records of checkpoints lie, for listing."""
+        return self._in_run("checkpoints/")
+
+    def parse_checkpoint(self, key: str) -> int:
+        """The round in a checkpoint record's key. Raises CorruptObject for a key of anything else."""
+        parts = _RECORD.match(key.removeprefix(self.checkpoints().key))
+        if parts is None:
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a checkpoint record")
+        return int(parts[1])
+
+    def checkpoint_common(self, round: int) -> Place:
+        """What all peers hold alike when `round` starts: optimizer, scheduler, convergence."""
+        return self._passing(f"checkpoints/{_round(round)}/common")
+
+    def checkpoint_own(self, round: int, rank: int, incarnation: int) -> Place:
+        """What one peer alone holds when `round` starts: its residual."""
+        return self._passing(f"checkpoints/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+
+    def shard(self, round: int, shard: int) -> Place:
+        """The average of one shard of the parameters in a round (reduce-scatter), created once."""
+        return self._passing(f"shards/{_round(round)}/{_rank(shard)}")
+
+    def alive(self, rank: int) -> Place:
+        """A peer's latest heartbeat, where there is no broker to carry it."""
+        return self._passing(f"alive/{_rank(rank)}")
 
     def stop(self) -> Place:
         """The common end of the run (`Stop`), created once."""
@@ -183,6 +220,16 @@ def peer_exchange(run: str, rank: int) -> str:
 def inbox(run: str, rank: int) -> str:
     """The queue in which a peer receives."""
     return f"peerless.{check_run(run)}.inbox.{_number(rank)}"
+
+
+def pulse_exchange(run: str, rank: int) -> str:
+    """The exchange that carries a peer's heartbeats, apart from what must not be lost."""
+    return f"peerless.{check_run(run)}.pulse.{_number(rank)}"
+
+
+def pulses(run: str, rank: int) -> str:
+    """The queue in which a peer receives heartbeats."""
+    return f"peerless.{check_run(run)}.pulses.{_number(rank)}"
 
 
 def check_run(run: str) -> str:
