@@ -29,15 +29,20 @@ unsigned, f an IEEE float.
         96     8  f loss, zero where absent
        104     8  f validation loss, zero where absent
        112    32  hash of the weights it was computed from (for weights: their own)
-       144    32  digest: SHA-256 over the whole frame with digest and signature zeroed
-       176    64  signature of the digest, zero until signing exists
+       144    32  digest: SHA-256 over the whole frame with digest and signature zeroed; with a shard table, over
+                everything before the payload, likewise
+       176    64  signature of the digest, zero where there is none
        240     …  name of the run, name of the codec (ASCII), extensions, zeros to a multiple of 16 bytes
 
-    extension:  u2 type, u1 flags (bit 0: must understand; other bits zero), u1 zero, u4 length, value
-
-Extension types: 1 validation accuracy (f8, 0 to 1). A reader skips a type that it does not know, unless the
+Extensions and their types are in contract/extensions.py. A reader skips a type that it does not know, unless the
 must-understand bit is set: then the frame is refused. Reserved and absent fields are zero and non-finite losses are
 refused, so one content has one encoding. The padding keeps float32 payloads aligned, which NumPy is faster with.
+
+**Shards.** A contribution may carry a shard table: then payload and buffers are cut into shards, each of which can be
+fetched by its byte ranges and checked on its own. The table stands for payload and buffers in the digest: it holds
+the SHA-256 of each shard, so the part before the payload proves itself (`verify_header`), every shard is proved by
+that part (`ShardEntry.check`), and the digest, which commit records list and senders sign, binds all of it. Only a
+frame of kind 2 that is not itself a shard has a table, and its shards fill payload and buffers exactly.
 """
 
 from __future__ import annotations
@@ -46,27 +51,25 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 
+from contract import extensions as ext
 from contract.errors import CorruptObject, NonFiniteGradient
+from contract.extensions import Extension as Extension
+from contract.extensions import ShardEntry as ShardEntry
+from contract.extensions import accuracy_extension as accuracy_extension
 from contract.keys import RUN_NAME
 
 MAGIC = b"PRL1"
 VERSION = 1
-MAX_EXTENSION_BYTES = 65_536
-#: Extension type: accuracy on the validation set, one f8 between 0 and 1.
-VALIDATION_ACCURACY = 1
-
 _FIXED = struct.Struct("<4sBBHIIQQQQQQIIIIIBBHQdd32s32s64s")
-_EXTENSION = struct.Struct("<HBBI")
-_F8 = struct.Struct("<d")
 _ALIGNMENT = 16
 _DIGEST_AT, _SIGNATURE_AT = 144, 176
-_UNSIGNED_BYTES = _SIGNATURE_AT + 64 - _DIGEST_AT
+_SIGNATURE_BYTES = 64
 _HAS_LOSS, _HAS_VALIDATION_LOSS = 1, 2
-_MUST_UNDERSTAND = 1
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _CODEC_NAME = re.compile(r"[a-z0-9_]{1,32}\Z")
 
@@ -80,15 +83,6 @@ class Kind(IntEnum):
     UPDATE = 2
     WEIGHTS = 3
     SHARD = 4
-
-
-@dataclass(frozen=True)
-class Extension:
-    """A typed field beyond the fixed ones; `type` below 65,536."""
-
-    type: int
-    must_understand: bool
-    value: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +114,17 @@ class FrameHeader:
     @property
     def validation_accuracy(self) -> float | None:
         """Accuracy on the validation set (0 to 1), where the sender validated."""
-        for extension in self.extensions:
-            if extension.type == VALIDATION_ACCURACY:
-                return float(_F8.unpack(extension.value)[0])
-        return None
+        return ext.accuracy_of(self.extensions)
+
+    @cached_property
+    def table(self) -> tuple[ShardEntry, ...] | None:
+        """Where the shards lie, in order; None in a frame without a shard table."""
+        return ext.table_of(self.extensions)
+
+    @property
+    def header_bytes(self) -> int:
+        """Where the payload starts in the frame, in bytes. Raises ValueError for extensions that cannot be written."""
+        return _padded(_FIXED.size + len(self.run) + len(self.codec) + len(ext.pack(self.extensions)))
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,11 @@ class Frame:
     buffers: memoryview
 
 
-def accuracy_extension(accuracy: float) -> Extension:
-    """The extension that carries a validation accuracy between 0 and 1."""
-    return Extension(VALIDATION_ACCURACY, False, _F8.pack(accuracy))
-
-
 def encode(header: FrameHeader, payload: Blob, buffers: Blob = b"") -> bytes:
     """The frame's bytes; lengths and digest are filled in, whatever `header` says about them.
 
-    Raises NonFiniteGradient for a loss that is NaN or infinite, ValueError for a field that does not fit its place.
+    Raises NonFiniteGradient for a loss that is NaN or infinite, ValueError for a field that does not fit its place, or
+    for a shard table that is not this payload's and these buffers'.
     """
     for name, loss in (("loss", header.loss), ("validation loss", header.validation_loss)):
         if loss is not None and not math.isfinite(loss):
@@ -151,12 +148,31 @@ def encode(header: FrameHeader, payload: Blob, buffers: Blob = b"") -> bytes:
     payload, buffers = memoryview(payload).cast("B"), memoryview(buffers).cast("B")
     blank = _pack(replace(header, payload_bytes=payload.nbytes, buffers_bytes=buffers.nbytes))
     try:
-        _parse(blank)  # what we send, everyone must be able to read
+        sent, _ = _parse(blank)  # what we send, everyone must be able to read
+        digest = _digest(sent, blank, payload, buffers)
     except CorruptObject as error:
         raise ValueError(str(error)) from error
-    digest = _digest(blank, payload, buffers)
     leading = blank[:_DIGEST_AT] + digest + header.signature + blank[_FIXED.size :]
     return b"".join((leading, payload, buffers))
+
+
+def encode_shards(header: FrameHeader, parts: Sequence[tuple[Blob, Blob]]) -> bytes:
+    """A frame with a shard table: of each shard its part of the payload and its part of the buffers, in order.
+
+    Raises as `encode` does, and ValueError for more than `extensions.MAX_SHARDS`.
+    """
+    others = tuple(extension for extension in header.extensions if extension.type != ext.SHARD_TABLE)
+    header = replace(header, extensions=(*others, ext.table_extension(parts)))
+    return encode(header, b"".join(p for p, _ in parts), b"".join(b for _, b in parts))
+
+
+def signed(frame: Blob, signature: bytes) -> bytes:
+    """The same frame, or leading part of one, with another signature. Raises CorruptObject, ValueError."""
+    view = memoryview(frame).cast("B")
+    _parse(view)
+    if len(signature) != _SIGNATURE_BYTES:
+        raise ValueError(f"a signature has {_SIGNATURE_BYTES} bytes, not {len(signature)}")
+    return b"".join((view[:_SIGNATURE_AT], signature, view[_SIGNATURE_AT + _SIGNATURE_BYTES :]))
 
 
 def decode(
@@ -180,7 +196,7 @@ def decode(
         raise CorruptObject(f"a frame has the digest {header.digest}, announced was {digest}")
     end = header_bytes + header.payload_bytes
     payload, buffers = view[header_bytes:end], view[end:]
-    if _digest(bytes(view[:header_bytes]), payload, buffers).hex() != header.digest:
+    if _digest(header, bytes(view[:header_bytes]), payload, buffers).hex() != header.digest:
         raise CorruptObject(f"a frame of {total} bytes does not match its own digest {header.digest}")
     return Frame(header, payload, buffers)
 
@@ -188,12 +204,23 @@ def decode(
 def decode_header(blob: Blob) -> FrameHeader:
     """The header of a whole frame, or of its leading part alone (as a claim-check message carries it).
 
-    The digest is not verified: only the whole frame can be. Raises CorruptObject.
+    The digest is not verified: `decode` does that with the whole frame. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
     header, header_bytes = _parse(view)
     if view.nbytes not in (header_bytes, header_bytes + header.payload_bytes + header.buffers_bytes):
         raise CorruptObject(f"{view.nbytes} bytes are neither a frame's header ({header_bytes} bytes) nor all of it")
+    return header
+
+
+def verify_header(leading: Blob) -> FrameHeader:
+    """The header of the leading part of a frame with a shard table, its digest checked. Raises CorruptObject."""
+    view = memoryview(leading).cast("B")
+    header, header_bytes = _parse(view)
+    if header.table is None or view.nbytes != header_bytes:
+        raise CorruptObject(f"{view.nbytes} bytes are not the leading part of a frame with shards")
+    if _hash_leading(bytes(view)).hexdigest() != header.digest:
+        raise CorruptObject(f"the leading part of a frame does not match its own digest {header.digest}")
     return header
 
 
@@ -207,9 +234,9 @@ def header_part(blob: Blob) -> bytes:
 def _pack(header: FrameHeader) -> bytes:
     """The header part with digest and signature zeroed. Raises ValueError."""
     run, codec = header.run.encode(), header.codec.encode()
-    extensions = b"".join(_pack_extension(extension) for extension in header.extensions)
+    extensions = ext.pack(header.extensions)
     flags = _HAS_LOSS * (header.loss is not None) | _HAS_VALIDATION_LOSS * (header.validation_loss is not None)
-    if not _HEX.match(header.base_weights) or len(header.signature) != 64:
+    if not _HEX.match(header.base_weights) or len(header.signature) != _SIGNATURE_BYTES:
         raise ValueError("base_weights has 64 hexadecimal digits, and a signature 64 bytes")
     try:
         fixed = _FIXED.pack(
@@ -250,20 +277,24 @@ def _padded(length: int) -> int:
     return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
-def _pack_extension(extension: Extension) -> bytes:
-    if not 0 <= extension.type < 65_536:
-        raise ValueError(f"extension type {extension.type} is not below 65,536")
-    flags = _MUST_UNDERSTAND * extension.must_understand
-    return _EXTENSION.pack(extension.type, flags, 0, len(extension.value)) + extension.value
-
-
-def _digest(leading: bytes, payload: memoryview, buffers: memoryview) -> bytes:
-    digest = hashlib.sha256(leading[:_DIGEST_AT])
-    digest.update(bytes(_UNSIGNED_BYTES))
-    digest.update(leading[_FIXED.size :])
+def _digest(header: FrameHeader, leading: bytes, payload: memoryview, buffers: memoryview) -> bytes:
+    """What the frame's digest must be. Raises CorruptObject when a shard does not match the table."""
+    if header.table is not None:
+        for entry in header.table:
+            payload_part = payload[entry.payload_offset : entry.payload_offset + entry.payload_bytes]
+            entry.check(payload_part, buffers[entry.buffers_offset : entry.buffers_offset + entry.buffers_bytes])
+        return _hash_leading(leading).digest()
+    digest = _hash_leading(leading)
     digest.update(payload)
     digest.update(buffers)
     return digest.digest()
+
+
+def _hash_leading(leading: bytes) -> hashlib._Hash:
+    digest = hashlib.sha256(leading[:_DIGEST_AT])
+    digest.update(bytes(_FIXED.size - _DIGEST_AT))
+    digest.update(leading[_FIXED.size :])
+    return digest
 
 
 def _parse(blob: Blob) -> tuple[FrameHeader, int]:
@@ -303,9 +334,9 @@ def _parse(blob: Blob) -> tuple[FrameHeader, int]:
         raise CorruptObject(f"not a frame of version {VERSION}: it starts with {magic!r}, version {version}")
     if kind not in set(Kind) or reserved or flags & ~(_HAS_LOSS | _HAS_VALIDATION_LOSS):
         raise CorruptObject(f"a frame of kind {kind} with flags {flags:#x} is not understood")
-    if extension_bytes > MAX_EXTENSION_BYTES:
+    if extension_bytes > ext.MAX_EXTENSION_BYTES:
         raise CorruptObject(
-            f"a frame has {extension_bytes} bytes of extensions; at most {MAX_EXTENSION_BYTES} are read"
+            f"a frame has {extension_bytes} bytes of extensions; at most {ext.MAX_EXTENSION_BYTES} are read"
         )
     used = _FIXED.size + run_bytes + codec_bytes + extension_bytes
     if header_bytes != _padded(used) or header_bytes > view.nbytes or any(view[used:header_bytes]):
@@ -333,11 +364,25 @@ def _parse(blob: Blob) -> tuple[FrameHeader, int]:
         elements=elements,
         payload_bytes=payload_bytes,
         buffers_bytes=buffers_bytes,
-        extensions=_extensions(view[extensions_at:used]),
+        extensions=ext.parse(view[extensions_at:used]),
         digest=digest.hex(),
         signature=signature,
     )
+    _check_table(header)
     return header, header_bytes
+
+
+def _check_table(header: FrameHeader) -> None:
+    if header.table is None:
+        return
+    if header.kind is not Kind.UPDATE or header.shards != 1:
+        raise CorruptObject(f"a frame of kind {header.kind.name}, shard of {header.shards}, cannot have a shard table")
+    held = sum(e.payload_bytes for e in header.table), sum(e.buffers_bytes for e in header.table)
+    if held != (header.payload_bytes, header.buffers_bytes):
+        raise CorruptObject(
+            f"a frame's shards hold {held[0]} bytes of payload and {held[1]} of buffers, "
+            f"but the frame {header.payload_bytes} and {header.buffers_bytes}"
+        )
 
 
 def _name(raw: memoryview, pattern: re.Pattern[str], what: str) -> str:
@@ -351,37 +396,3 @@ def _optional(value: float, present: bool) -> float | None:
     if not math.isfinite(value) or (not present and value != 0.0):
         raise CorruptObject(f"a frame carries the loss {value}")
     return value if present else None
-
-
-def _extensions(view: memoryview) -> tuple[Extension, ...]:
-    found: list[Extension] = []
-    at = 0
-    while at < view.nbytes:
-        if view.nbytes - at < _EXTENSION.size:
-            raise CorruptObject("a frame's extensions end in the middle of one")
-        type_, flags, reserved, length = _EXTENSION.unpack_from(view, at)
-        at += _EXTENSION.size
-        if reserved or flags & ~_MUST_UNDERSTAND or length > view.nbytes - at:
-            raise CorruptObject(f"a frame's extension of type {type_} is malformed")
-        value = bytes(view[at : at + length])
-        at += length
-        must_understand = bool(flags & _MUST_UNDERSTAND)
-        if type_ in _KNOWN:
-            if any(extension.type == type_ for extension in found):
-                raise CorruptObject(f"a frame's extension of type {type_} occurs twice")
-            _KNOWN[type_](value)
-        elif must_understand:
-            raise CorruptObject(
-                f"a frame needs its extension of type {type_} understood, which this build does not know"
-            )
-        found.append(Extension(type_, must_understand, value))
-    return tuple(found)
-
-
-def _check_accuracy(value: bytes) -> None:
-    if len(value) != _F8.size or not 0.0 <= _F8.unpack(value)[0] <= 1.0:
-        raise CorruptObject("a frame's validation accuracy is not a number between 0 and 1")
-
-
-#: Known extension types, each with the check of its value.
-_KNOWN: dict[int, Callable[[bytes], None]] = {VALIDATION_ACCURACY: _check_accuracy}
