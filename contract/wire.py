@@ -49,82 +49,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from functools import cached_property
 
 from contract import extensions as ext
 from contract.errors import CorruptObject, NonFiniteGradient
 from contract.extensions import Extension as Extension
 from contract.extensions import ShardEntry as ShardEntry
 from contract.extensions import accuracy_extension as accuracy_extension
-from contract.keys import RUN_NAME
-
-MAGIC = b"PRL1"
-VERSION = 1
-_FIXED = struct.Struct("<4sBBHIIQQQQQQIIIIIBBHQdd32s32s64s")
-_ALIGNMENT = 16
-_DIGEST_AT, _SIGNATURE_AT = 144, 176
-_SIGNATURE_BYTES = 64
-_HAS_LOSS, _HAS_VALIDATION_LOSS = 1, 2
-_HEX = re.compile(r"[0-9a-f]{64}\Z")
-_CODEC_NAME = re.compile(r"[a-z0-9_]{1,32}\Z")
-
-Blob = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """What a frame carries."""
-
-    GRADIENT = 1
-    UPDATE = 2
-    WEIGHTS = 3
-    SHARD = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameHeader:
-    """Everything about a frame but its contents. Hashes are 64 lower-case hexadecimal digits."""
-
-    kind: Kind
-    run: str
-    round: int
-    base_round: int
-    base_weights: str
-    rank: int
-    incarnation: int
-    shard: int = 0
-    shards: int = 1
-    group: int = 0
-    samples: int
-    loss: float | None = None
-    validation_loss: float | None = None
-    codec: str
-    seed: int
-    elements: int
-    payload_bytes: int = 0
-    buffers_bytes: int = 0
-    extensions: tuple[Extension, ...] = ()
-    digest: str = ""
-    signature: bytes = bytes(64)
-
-    @property
-    def validation_accuracy(self) -> float | None:
-        """Accuracy on the validation set (0 to 1), where the sender validated."""
-        return ext.accuracy_of(self.extensions)
-
-    @cached_property
-    def table(self) -> tuple[ShardEntry, ...] | None:
-        """Where the shards lie, in order; None in a frame without a shard table."""
-        return ext.table_of(self.extensions)
-
-    @property
-    def header_bytes(self) -> int:
-        """Where the payload starts in the frame, in bytes. Raises ValueError for extensions that cannot be written."""
-        return _padded(_FIXED.size + len(self.run) + len(self.codec) + len(ext.pack(self.extensions)))
+from contract.header import DIGEST_AT, FIXED_BYTES, pack_blank, parse
+from contract.header import Blob as Blob
+from contract.header import FrameHeader as FrameHeader
+from contract.header import Kind as Kind
+from contract.header import pack_header as pack_header
 
 
 @dataclass(frozen=True)
@@ -146,13 +83,13 @@ def encode(header: FrameHeader, payload: Blob, buffers: Blob = b"") -> bytes:
         if loss is not None and not math.isfinite(loss):
             raise NonFiniteGradient(f"the {name} of round {header.round}, rank {header.rank} is {loss}")
     payload, buffers = memoryview(payload).cast("B"), memoryview(buffers).cast("B")
-    blank = _pack(replace(header, payload_bytes=payload.nbytes, buffers_bytes=buffers.nbytes))
+    blank = pack_blank(replace(header, payload_bytes=payload.nbytes, buffers_bytes=buffers.nbytes))
     try:
-        sent, _ = _parse(blank)  # what we send, everyone must be able to read
+        sent, _ = parse(blank)  # what we send, everyone must be able to read
         digest = _digest(sent, blank, payload, buffers)
     except CorruptObject as error:
         raise ValueError(str(error)) from error
-    leading = blank[:_DIGEST_AT] + digest + header.signature + blank[_FIXED.size :]
+    leading = blank[:DIGEST_AT] + digest + header.signature + blank[FIXED_BYTES:]
     return b"".join((leading, payload, buffers))
 
 
@@ -166,15 +103,6 @@ def encode_shards(header: FrameHeader, parts: Sequence[tuple[Blob, Blob]]) -> by
     return encode(header, b"".join(p for p, _ in parts), b"".join(b for _, b in parts))
 
 
-def signed(frame: Blob, signature: bytes) -> bytes:
-    """The same frame, or leading part of one, with another signature. Raises CorruptObject, ValueError."""
-    view = memoryview(frame).cast("B")
-    _parse(view)
-    if len(signature) != _SIGNATURE_BYTES:
-        raise ValueError(f"a signature has {_SIGNATURE_BYTES} bytes, not {len(signature)}")
-    return b"".join((view[:_SIGNATURE_AT], signature, view[_SIGNATURE_AT + _SIGNATURE_BYTES :]))
-
-
 def decode(
     blob: Blob, *, expected_elements: int | None, expected_buffers_bytes: int | None, digest: str | None = None
 ) -> Frame:
@@ -184,7 +112,7 @@ def decode(
     `digest` is the announced one. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
-    header, header_bytes = _parse(view)
+    header, header_bytes = parse(view)
     total = header_bytes + header.payload_bytes + header.buffers_bytes
     if view.nbytes != total:
         raise CorruptObject(f"a frame says that it has {total} bytes, but has {view.nbytes}")
@@ -207,7 +135,7 @@ def decode_header(blob: Blob) -> FrameHeader:
     The digest is not verified: `decode` does that with the whole frame. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
-    header, header_bytes = _parse(view)
+    header, header_bytes = parse(view)
     if view.nbytes not in (header_bytes, header_bytes + header.payload_bytes + header.buffers_bytes):
         raise CorruptObject(f"{view.nbytes} bytes are neither a frame's header ({header_bytes} bytes) nor all of it")
     return header
@@ -216,7 +144,7 @@ def decode_header(blob: Blob) -> FrameHeader:
 def verify_header(leading: Blob) -> FrameHeader:
     """The header of the leading part of a frame with a shard table, its digest checked. Raises CorruptObject."""
     view = memoryview(leading).cast("B")
-    header, header_bytes = _parse(view)
+    header, header_bytes = parse(view)
     if header.table is None or view.nbytes != header_bytes:
         raise CorruptObject(f"{view.nbytes} bytes are not the leading part of a frame with shards")
     if _hash_leading(bytes(view)).hexdigest() != header.digest:
@@ -227,54 +155,8 @@ def verify_header(leading: Blob) -> FrameHeader:
 def header_part(blob: Blob) -> bytes:
     """The leading part of a frame, which a claim-check message carries. Raises CorruptObject."""
     view = memoryview(blob).cast("B")
-    _, header_bytes = _parse(view)
+    _, header_bytes = parse(view)
     return bytes(view[:header_bytes])
-
-
-def _pack(header: FrameHeader) -> bytes:
-    """The header part with digest and signature zeroed. Raises ValueError."""
-    run, codec = header.run.encode(), header.codec.encode()
-    extensions = ext.pack(header.extensions)
-    flags = _HAS_LOSS * (header.loss is not None) | _HAS_VALIDATION_LOSS * (header.validation_loss is not None)
-    if not _HEX.match(header.base_weights) or len(header.signature) != _SIGNATURE_BYTES:
-        raise ValueError("base_weights has 64 hexadecimal digits, and a signature 64 bytes")
-    try:
-        fixed = _FIXED.pack(
-            MAGIC,
-            VERSION,
-            header.kind,
-            flags,
-            _padded(_FIXED.size + len(run) + len(codec) + len(extensions)),
-            len(extensions),
-            header.payload_bytes,
-            header.buffers_bytes,
-            header.elements,
-            header.samples,
-            header.round,
-            header.base_round,
-            header.rank,
-            header.incarnation,
-            header.shard,
-            header.shards,
-            header.group,
-            len(run),
-            len(codec),
-            0,
-            header.seed,
-            header.loss or 0.0,  # also turns -0.0 into 0.0: one content, one encoding
-            header.validation_loss or 0.0,
-            bytes.fromhex(header.base_weights),
-            bytes(32),
-            bytes(64),
-        )
-    except struct.error as error:
-        raise ValueError(f"a field of the frame header is out of range: {error}") from error
-    leading = fixed + run + codec + extensions
-    return leading.ljust(_padded(len(leading)), b"\0")
-
-
-def _padded(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
 def _digest(header: FrameHeader, leading: bytes, payload: memoryview, buffers: memoryview) -> bytes:
@@ -291,108 +173,7 @@ def _digest(header: FrameHeader, leading: bytes, payload: memoryview, buffers: m
 
 
 def _hash_leading(leading: bytes) -> hashlib._Hash:
-    digest = hashlib.sha256(leading[:_DIGEST_AT])
-    digest.update(bytes(_FIXED.size - _DIGEST_AT))
-    digest.update(leading[_FIXED.size :])
+    digest = hashlib.sha256(leading[:DIGEST_AT])
+    digest.update(bytes(FIXED_BYTES - DIGEST_AT))
+    digest.update(leading[FIXED_BYTES:])
     return digest
-
-
-def _parse(blob: Blob) -> tuple[FrameHeader, int]:
-    """Header and its length; every length is checked against the bytes at hand first. Raises CorruptObject."""
-    view = memoryview(blob).cast("B")
-    if view.nbytes < _FIXED.size:
-        raise CorruptObject(f"{view.nbytes} bytes are too few for a frame")
-    (
-        magic,
-        version,
-        kind,
-        flags,
-        header_bytes,
-        extension_bytes,
-        payload_bytes,
-        buffers_bytes,
-        elements,
-        samples,
-        round,
-        base_round,
-        rank,
-        incarnation,
-        shard,
-        shards,
-        group,
-        run_bytes,
-        codec_bytes,
-        reserved,
-        seed,
-        loss,
-        validation_loss,
-        base_weights,
-        digest,
-        signature,
-    ) = _FIXED.unpack_from(view)
-    if magic != MAGIC or version != VERSION:
-        raise CorruptObject(f"not a frame of version {VERSION}: it starts with {magic!r}, version {version}")
-    if kind not in set(Kind) or reserved or flags & ~(_HAS_LOSS | _HAS_VALIDATION_LOSS):
-        raise CorruptObject(f"a frame of kind {kind} with flags {flags:#x} is not understood")
-    if extension_bytes > ext.MAX_EXTENSION_BYTES:
-        raise CorruptObject(
-            f"a frame has {extension_bytes} bytes of extensions; at most {ext.MAX_EXTENSION_BYTES} are read"
-        )
-    used = _FIXED.size + run_bytes + codec_bytes + extension_bytes
-    if header_bytes != _padded(used) or header_bytes > view.nbytes or any(view[used:header_bytes]):
-        raise CorruptObject(f"a frame's header of {header_bytes} bytes does not fit its parts")
-    if not 0 <= shard < shards:
-        raise CorruptObject(f"a frame is shard {shard} of {shards}")
-    codec_at = _FIXED.size + run_bytes
-    extensions_at = codec_at + codec_bytes
-    header = FrameHeader(
-        kind=Kind(kind),
-        run=_name(view[_FIXED.size : codec_at], RUN_NAME, "run"),
-        round=round,
-        base_round=base_round,
-        base_weights=base_weights.hex(),
-        rank=rank,
-        incarnation=incarnation,
-        shard=shard,
-        shards=shards,
-        group=group,
-        samples=samples,
-        loss=_optional(loss, bool(flags & _HAS_LOSS)),
-        validation_loss=_optional(validation_loss, bool(flags & _HAS_VALIDATION_LOSS)),
-        codec=_name(view[codec_at:extensions_at], _CODEC_NAME, "codec"),
-        seed=seed,
-        elements=elements,
-        payload_bytes=payload_bytes,
-        buffers_bytes=buffers_bytes,
-        extensions=ext.parse(view[extensions_at:used]),
-        digest=digest.hex(),
-        signature=signature,
-    )
-    _check_table(header)
-    return header, header_bytes
-
-
-def _check_table(header: FrameHeader) -> None:
-    if header.table is None:
-        return
-    if header.kind is not Kind.UPDATE or header.shards != 1:
-        raise CorruptObject(f"a frame of kind {header.kind.name}, shard of {header.shards}, cannot have a shard table")
-    held = sum(e.payload_bytes for e in header.table), sum(e.buffers_bytes for e in header.table)
-    if held != (header.payload_bytes, header.buffers_bytes):
-        raise CorruptObject(
-            f"a frame's shards hold {held[0]} bytes of payload and {held[1]} of buffers, "
-            f"but the frame {header.payload_bytes} and {header.buffers_bytes}"
-        )
-
-
-def _name(raw: memoryview, pattern: re.Pattern[str], what: str) -> str:
-    name = bytes(raw).decode("ascii", "replace")
-    if not pattern.match(name):
-        raise CorruptObject(f"a frame's {what} cannot be named {name!r}")
-    return name
-
-
-def _optional(value: float, present: bool) -> float | None:
-    if not math.isfinite(value) or (not present and value != 0.0):
-        raise CorruptObject(f"a frame carries the loss {value}")
-    return value if present else None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from contract import extensions, wire
 from contract.errors import CorruptObject
+from contract.header import declared_length, header_length
 from contract.wire import Extension, FrameHeader, Kind
 
 HEADER = FrameHeader(
@@ -211,17 +212,25 @@ def test_the_most_shards_fit_beside_an_accuracy_and_no_more() -> None:
         wire.encode(header, b"p" * (extensions.MAX_SHARDS + 1))
 
 
-@pytest.mark.parametrize("blob", [FRAME, LEADING, wire.encode(HEADER, b"payload", b"buffers")])
-def test_a_signature_can_be_put_into_a_finished_frame(blob: bytes) -> None:
-    signature = bytes(range(64))
-    signed = wire.signed(blob, signature)
-    assert signed[:SIGNATURE] + bytes(64) + signed[NAMES:] == blob
-    assert wire.decode_header(signed).signature == signature
-    assert wire.signed(signed, bytes(64)) == blob
-    with pytest.raises(ValueError, match="64 bytes"):
-        wire.signed(blob, b"short")
-    with pytest.raises(CorruptObject):
-        wire.signed(blob[:200], signature)
+@pytest.mark.parametrize("blob", [FRAME, wire.encode(HEADER, b"payload", b"buffers")])
+def test_a_header_packs_to_the_bytes_it_came_from(blob: bytes) -> None:
+    leading = wire.header_part(blob)
+    signed = leading[:SIGNATURE] + bytes(range(64)) + leading[NAMES:]
+    for part in (leading, signed):
+        assert wire.pack_header(wire.decode_header(part)) == part
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        wire.pack_header(HEADER)
+
+
+def test_the_fixed_fields_tell_how_long_the_header_is() -> None:
+    assert declared_length(FRAME) == declared_length(FRAME[:NAMES]) == len(LEADING)
+    assert header_length("mnist-1", "qsgd4", wire.decode_header(FRAME).extensions) == len(LEADING)
+    for wrong in (b"", FRAME[: NAMES - 1], b"X" + FRAME[1:]):
+        with pytest.raises(CorruptObject, match="not the beginning"):
+            declared_length(wrong)
+    for length in (0, 240, 2**32 - 1):
+        with pytest.raises(CorruptObject, match=f"has {length} bytes"):
+            declared_length(FRAME[:8] + struct.pack("<I", length) + FRAME[12:])
 
 
 part = st.binary(max_size=40)
