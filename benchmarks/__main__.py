@@ -10,6 +10,7 @@ BENCHMARKS = {
     "round": "seconds per round by stage, and a round against bare torch doing the same batches on the same cores",
     "demo": "the demo's accuracy, seconds, memory and compression, against what they must be",
     "accuracy": "what compression costs the demo in accuracy, with and without error feedback, at equal rounds",
+    "exchange": "averaging 25 MB among four peers, commit and barrier included, against gloo; also on slow links",
     "images": "the container images, without a container engine: import time, memory, one invocation",
     "codec": "the vendored QSGD codec: speed against memcpy and torch, size, error and import cost",
 }
