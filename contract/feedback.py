@@ -33,16 +33,20 @@ class ErrorFeedback:
         """`elements` is n."""
         self._codec, self._elements = codec, elements
         self._residual: F32 | None = None  # of zeros
+        self._includes_next = False
 
     def encode(self, gradient: F32, seed: int) -> bytes:
         """Bytes of `gradient` (n,) plus the residual, all of which is the residual until `taken` says otherwise.
 
         Raises NonFiniteGradient, also where the sum leaves float32's range; the residual is what it was then.
         """
-        with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
-            owed = gradient.copy() if self._residual is None else gradient + self._residual
+        if self._includes_next:
+            owed = self.state
+        else:
+            with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
+                owed = gradient.copy() if self._residual is None else gradient + self._residual
         payload = self._codec.encode(owed, seed)
-        self._residual = owed
+        self._residual, self._includes_next = owed, False
         return payload
 
     def taken(self, payload: Blob) -> None:
@@ -59,8 +63,12 @@ class ErrorFeedback:
         """A copy of the residual (n,), for a checkpoint between two rounds."""
         return np.zeros(self._elements, np.float32) if self._residual is None else self._residual.copy()
 
-    def load(self, state: F32) -> None:
-        """Go on from a copy of `state`. Raises CorruptObject for what cannot be a residual of this peer."""
+    def load(self, state: F32, includes_next: bool = False) -> None:
+        """Go on from a copy of `state`. Raises CorruptObject for what cannot be a residual of this peer.
+
+        `includes_next`: the gradient that `encode` gets next is in it already, because the state was taken between
+        `encode` and the end of a round that is now computed again. It is not added a second time.
+        """
         if state.dtype != np.float32 or state.shape != (self._elements,) or not np.isfinite(state).all():
             raise CorruptObject(f"a residual is {self._elements} finite values of float32")
-        self._residual = state.copy() if state.any() else None
+        self._residual, self._includes_next = state.copy() if state.any() else None, includes_next
