@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.errors import ObjectMissing
 from contract.history import read_checkpoint
 from contract.keys import Place, Places
 from contract.records import Checkpoint, Commit, MemberRef, Result
@@ -41,9 +42,25 @@ class WeightsShelf:
         )
         return self.store.put(self.places.weights(update.weights_sha256), blob).size
 
-    def get(self, sha256: str) -> tuple[NDArray[np.float32], Buffers]:
-        """Weights by hash: flat (n,) float32 and buffers. Raises ObjectMissing, CorruptObject, WeightsMismatch."""
-        return decode_weights(self._layout, self.store.get(self.places.weights(sha256)), sha256)
+    def get(self, sha256: str, places: Places | None = None) -> tuple[NDArray[np.float32], Buffers]:
+        """Weights by hash, of this run or that of `places`: flat (n,) float32 and buffers. Raises ObjectMissing,
+        CorruptObject, WeightsMismatch."""
+        return decode_weights(self._layout, self.store.get((places or self.places).weights(sha256)), sha256)
+
+    def bring(self, sha256: str, earlier: Iterable[Places]) -> None:
+        """Have weights in this run that an `earlier` one made: the best so far, which this run may hand over.
+
+        Raises ObjectMissing where no run has them.
+        """
+        if self.store.head(self.places.weights(sha256)) is not None:
+            return
+        for places in earlier:
+            found = self.store.find(places.weights(sha256))
+            if found is not None:
+                decode_weights(self._layout, found[0], sha256)
+                self.store.put(self.places.weights(sha256), found[0])
+                return
+        raise ObjectMissing(f"{self.places.weights(sha256)} does not exist, and no earlier run has these weights")
 
     def delete(self, hashes: Iterable[str], others: Iterable[Place] = ()) -> None:
         """Remove weights that nobody needs any more, and `others` with them, in one request."""
@@ -76,7 +93,7 @@ class Retention:
     ) -> None:
         self._me, self._shelf, self._contributions = me, shelf, contributions
         self._initial, self._every = initial_weights, every_rounds
-        self._weights: dict[str, int] = {}  # by hash the last round that started from them
+        self._weights: dict[str, int] = {}  # by hash the last round whose state names them
         self._checkpoints: dict[int, str] = {}  # by round the hash of the weights, where the record is known
         self._best = ""
 
@@ -95,7 +112,7 @@ class Retention:
         self._note(result.weights_sha256, result.round + 1)
         if best_weights != self._best:
             if self._best:
-                self._note(self._best, 0)  # it may be from before this process's own account
+                self._note(self._best, result.round + 1)  # it is what earlier checkpoints call the best
             self._best = best_weights
         if result.writer == self._me and self._due(result.round):
             self._sweep(result)

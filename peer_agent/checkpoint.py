@@ -92,7 +92,7 @@ def bytes_max(elements: int) -> int:
     return 8 + HEADER_BYTES_MAX + 4 * _VECTORS_MAX * elements
 
 
-def capture_common(update: Update, convergence: Convergence, *, run: str, round: int, rounds_applied: int) -> bytearray:
+def capture_common(update: Update, convergence: Convergence, *, run: str, round: int, rounds_applied: int) -> bytes:
     """The common state from which `round` starts, which must be where `update` and `convergence` stand."""
     header = CommonHeader(
         run=run,
@@ -140,9 +140,7 @@ def restore_common(blob: bytes, checkpoint: Checkpoint, update: Update, converge
     return header.rounds_applied
 
 
-def capture_own(
-    feedback: ErrorFeedback, me: MemberRef, *, run: str, round: int, includes_next: bool = False
-) -> bytearray:
+def capture_own(feedback: ErrorFeedback, me: MemberRef, *, run: str, round: int, includes_next: bool = False) -> bytes:
     """This peer's own state from which `round` starts.
 
     `includes_next`: a contribution to `round` has been made already, and the round is to be computed again (an orderly
@@ -311,18 +309,12 @@ class Checkpoints:
 # --------------------------------------------------------------------------------------------------------- the file
 
 
-def _pack(header: CommonHeader | OwnHeader, tensors: Mapping[str, Array]) -> bytearray:
-    """One allocation of the file's size; the tensors are copied into it."""
+def _pack(header: CommonHeader | OwnHeader, tensors: Mapping[str, Array]) -> bytes:
+    """One allocation of the file's size, into which the tensors are copied: they may be as large as the model."""
     shapes = {name: array.shape for name, array in tensors.items()}
     head = _head(jsonform.dumps(jsonform.to_dict(header)).decode(), shapes)
-    blob = bytearray(8 + len(head) + sum(array.nbytes for array in tensors.values()))
-    blob[:8] = len(head).to_bytes(8, "little")
-    blob[8 : 8 + len(head)] = head
-    start = 8 + len(head)
-    for array in tensors.values():
-        np.frombuffer(blob, "<f4", array.size, start)[:] = array.reshape(-1)
-        start += array.nbytes
-    return blob
+    parts = (np.ascontiguousarray(array, "<f4").data for array in tensors.values())
+    return b"".join([len(head).to_bytes(8, "little"), head, *parts])
 
 
 def _unpack(blob: bytes, cls: type[H], what: str) -> tuple[H, dict[str, Array]]:

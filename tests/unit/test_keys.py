@@ -47,6 +47,36 @@ def test_a_contributions_key_says_whose_it_is() -> None:
             PLACES.parse_contribution(key)
 
 
+def test_states_of_checkpoints_say_their_round_and_whose_they_are() -> None:
+    states = [PLACES.checkpoint_common(20), PLACES.checkpoint_own(20, 1, 3)]
+    assert all(place.key.startswith(PLACES.checkpoint_states(20).key) for place in states)
+    assert PLACES.checkpoint_states(20).key.startswith(PLACES.checkpoint_states().key)
+    assert [PLACES.parse_own(place.key) for place in states] == [None, (20, 1, 3)]
+    assert [PLACES.round_of(place.key, PLACES.checkpoint_states()) for place in states] == [20, 20]
+
+
+def test_keys_of_rounds_are_found_by_their_prefix() -> None:
+    for place, prefix in (
+        (PLACES.commit(12), PLACES.commits()),
+        (PLACES.result(12), PLACES.results()),
+        (PLACES.contribution(12, 3, 4), PLACES.contributions()),
+        (PLACES.shard(12, 3), PLACES.shards()),
+    ):
+        assert PLACES.round_of(place.key, prefix) == 12
+        assert (prefix.bucket, prefix.owner) == (place.bucket, place.owner)
+        for key in (prefix.key, prefix.key + "x", place.key.replace("12", "x"), PLACES.spec().key, "000012.json"):
+            with pytest.raises(CorruptObject, match="the place of no round"):
+                PLACES.round_of(key, prefix)
+
+
+def test_another_run_lies_in_the_same_buckets_under_its_own_name() -> None:
+    other = PLACES.of_run("mnist-2")
+    assert other.commit(3) == Place("runs", "runs/mnist-2/commits/000003.json", "123456789012")
+    assert other.of_run("mnist-1") == PLACES
+    with pytest.raises(ValueError, match="run name"):
+        PLACES.of_run("../mnist-1")
+
+
 def test_chunks_of_events_come_in_the_order_of_time() -> None:
     assert PLACES.events(3, 1_700_000_000_000).key == "expiring/mnist-1/events/0003/1700000000000.jsonl"
     keys = [PLACES.events(3, moment).key for moment in (5, 1_700_000_000_000, 1_700_000_000_001, 9_999_999_999_999)]
