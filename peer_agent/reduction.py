@@ -28,7 +28,7 @@ from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout
 from contract.wire import Frame, FrameHeader
-from peer_agent.shards import Averaged, Reduction, ahead, average_shard, fill, open_average
+from peer_agent.shards import Averaged, Reduction, ahead, average_shard, fill, open_average, read_average
 
 _ROW_BYTES = 48
 
@@ -42,7 +42,8 @@ class Made:
     first: bool
     """Whether it was this peer's that was created."""
     conflict: FrameHeader | None = None
-    """The header of a member's average that was there first and differs: signed by its maker, and wrong."""
+    """The header of a member's average that was there first and differs: signed by its maker, and wrong. It counts all
+    the same, unless it is no payload at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +155,15 @@ class Shards:
         frame, place = self._sign(averaged.frame), self.place(reduction.round, shard)
         if self._store.create(place, frame) is not None:
             return Made(frame=frame, first=True)
+        own, conflict = wire.decode_header(frame), None
         try:
             earlier = self._store.get(place)
-            found = self._open(reduction, shard, earlier).header
+            found = self._open(reduction, shard, earlier)
+            conflict = found.header if found.header.digest != own.digest else None
+            read_average(reduction.sharding, shard, found, np.empty(own.elements, np.float32))
         except (CorruptObject, ObjectMissing):
-            return Made(frame=frame, first=False)  # of no use to anyone, so everyone computes what we have
-        own = wire.decode_header(frame).digest
-        return Made(frame=earlier, first=False, conflict=found if found.digest != own else None)
+            earlier = frame  # what is there is of no use to anyone, so everyone computes what we have
+        return Made(frame=earlier, first=False, conflict=conflict)
 
     def listed(self, round: int, shards: int) -> frozenset[int]:
         """The shards whose averages are in S3, with one request."""

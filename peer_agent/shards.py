@@ -182,9 +182,14 @@ def assemble(sharding: Sharding, frames: Iterable[Frame]) -> tuple[F32, Buffers]
 
 def fill(sharding: Sharding, shard: int, frame: Frame, gradient: F32) -> Buffers:
     """Put a shard's average into its place in `gradient` (n,), and return its buffers. Raises CorruptObject."""
+    return read_average(sharding, shard, frame, gradient[sharding.codec.slices[shard]])
+
+
+def read_average(sharding: Sharding, shard: int, frame: Frame, out: F32) -> Buffers:
+    """Put a shard's average into `out` (n_i,), and return its buffers. Raises CorruptObject."""
     layout = sharding.layouts[shard]
     buffers = unpack_buffers(layout, frame.buffers)
-    sharding.inner.decode(frame.payload, layout.elements, gradient[sharding.codec.slices[shard]])
+    sharding.inner.decode(frame.payload, layout.elements, out)
     return buffers
 
 
