@@ -15,8 +15,9 @@ the signed headers as evidence, which every peer checks alike (`proven`), whoeve
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -173,6 +174,23 @@ def proven(
     return None not in identities and len(identities) == len(read.evidence)
 
 
+def proven_ranks(
+    extensions: Mapping[str, Any],
+    keyring: Keyring,
+    frames: FrameRules,
+    rejections: int,
+    spoiled: Callable[[FrameHeader], bool],
+) -> frozenset[int]:
+    """The ranks that a commit record with these `extensions` excludes with proof; what it says without is void."""
+    checks = ((read.rank, proven(entry, keyring, frames, rejections, spoiled)) for entry, read in _entries(extensions))
+    return frozenset(rank for rank, sure in checks if sure)
+
+
+def accused(extensions: Mapping[str, Any]) -> tuple[MemberRef, ...]:
+    """The processes that a commit record names, whose keys one needs to check what it says."""
+    return tuple(MemberRef(rank=read.rank, incarnation=read.incarnation) for _, read in _entries(extensions))
+
+
 def spoiled(blob: bytes | None, header: FrameHeader, frames: FrameRules, use: Callable[[Frame], object]) -> bool:
     """Whether `blob`, what S3 holds as a contribution, has the digest that `header` names and is still of no use.
 
@@ -195,6 +213,17 @@ def spoiled(blob: bytes | None, header: FrameHeader, frames: FrameRules, use: Ca
     except (CorruptObject, WeightsMismatch, NonFiniteGradient):
         return True
     return False
+
+
+def _entries(extensions: Mapping[str, Any]) -> Iterator[tuple[object, Exclusion]]:
+    """The entries of EXCLUDED that have the form of one, as they stand and as they read; the first of each rank."""
+    entries, ranks = extensions.get(EXCLUDED), set()
+    for entry in entries if isinstance(entries, list) else ():
+        with contextlib.suppress(CorruptObject):
+            read = jsonform.from_dict(Exclusion, entry, "exclusion")
+            if read.rank not in ranks:
+                ranks.add(read.rank)
+                yield entry, read
 
 
 def _check(

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 
 from contract.header import Extension, pack_header
 from contract.records import MemberRef
-from peer_agent.conduct import CONTENT, EQUIVOCATION, MAX_EVIDENCE, MAX_HEADER_BYTES, MAX_OFFENCES, needed, proven
+from peer_agent.conduct import (
+    CONTENT,
+    EQUIVOCATION,
+    EXCLUDED,
+    MAX_EVIDENCE,
+    MAX_HEADER_BYTES,
+    MAX_OFFENCES,
+    accused,
+    needed,
+    proven,
+    proven_ranks,
+)
 from peer_agent.keyring import Keyring
 from tests.fakes.signed_frames import BAD, KEYS, LIMIT, RULES, agreed, blob, conduct, excluded, frame, keyring, never
-
-# ---------------------------------------------------------------------------------------------- evidence, as checked
 
 
 def three() -> dict[str, Any]:
@@ -109,6 +118,19 @@ def test_the_evidence_of_a_commit_is_bounded() -> None:
     left = judge.due({0, 1, 2} - {due[0].rank})
     assert len(left) == 1
     assert left[0].rank != due[0].rank
+
+
+def test_a_commit_excludes_whom_it_proves_guilty_and_nobody_else() -> None:
+    good = three()
+    innocent = good | {"rank": 2}
+    for entries in ([good, innocent], [good], [innocent, "x", None, good, good]):
+        extensions = {EXCLUDED: entries, "excluded_ranks": [0, 1, 2, 3]}
+        assert proven_ranks(extensions, keyring(), RULES, LIMIT, never) == {1}
+        assert MemberRef(rank=1, incarnation=1) in accused(extensions)
+    for entries in ([innocent], [], None, {"rank": 1}, "all", [[good]]):
+        assert proven_ranks({EXCLUDED: entries}, keyring(), RULES, LIMIT, never) == frozenset()
+    assert proven_ranks({"stop": "x"}, keyring(), RULES, LIMIT, never) == frozenset()
+    assert accused({EXCLUDED: [good, innocent, 3]}) == tuple(MemberRef(rank=r, incarnation=1) for r in (1, 2))
 
 
 def test_several_small_ones_go_together_in_rank_order() -> None:
