@@ -32,6 +32,7 @@ from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
 from peer_agent.contributions import Contributions
 from peer_agent.convergence import Convergence
+from peer_agent.membership import Fence
 from peer_agent.meter import Meter
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
@@ -57,6 +58,9 @@ class Machine(Protocol):
     """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
 
     round: int
+
+    @property
+    def members(self) -> tuple[MemberRef, ...]: ...
 
     @property
     def contributed(self) -> bool: ...
@@ -119,7 +123,11 @@ class Actions:
         self.me = MemberRef(rank=member.rank, incarnation=member.incarnation)
         model = models.build(spec.model)
         self.layout = Layout.of(model)
-        self.records = Records(ports.store, spec.places, self.me)
+        self.fence = Fence(
+            ports.store, spec.places, member, ports.clock, spec.config.membership.heartbeat_timeout_seconds
+        )
+        """Confirms that this process still holds its rank, before whatever it writes."""
+        self.records = Records(ports.store, spec.places, self.me, fence=self.fence.check)
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
         self.update = Update(self.layout, *self.shelf.get(spec.initial_weights), spec.config.optimizer)
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
@@ -222,6 +230,7 @@ class Actions:
         self._own = None
         with self.ports.metrics.stage("send", own.round) as stage:
             made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation)
+            self.fence.check()
             header, frame = self.contributions.store_own(made)
             message = self.contributions.announcement(frame)
             self.ports.exchange.publish("frame", message)
@@ -235,7 +244,7 @@ class Actions:
             frame_bytes = self.contributions.keep(header, body)
         except (ObjectMissing, CorruptObject) as error:
             self.reject("missing" if isinstance(error, ObjectMissing) else "corrupt", sender, header.round)
-            return []
+            return [s.HoldFailed(header)]
         self.reception.received(frame_bytes)
         return [s.ContributionHeld(header)]
 

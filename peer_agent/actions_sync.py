@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from contract.errors import CorruptObject
@@ -13,8 +13,9 @@ from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.actions import Actions, Ports
 from peer_agent.barrier import Retention
+from peer_agent.recovery import Recovery
 from peer_agent.round import RoundMachine
-from peer_agent.rules import RoundRules
+from peer_agent.rules import RoundRules, excluded_ranks
 
 
 class SyncActions(Actions):
@@ -30,15 +31,19 @@ class SyncActions(Actions):
                 me=self.me,
                 peers=spec.config.peers,
                 rounds=spec.rounds_limit,
-                initial_weights=spec.initial_weights,
                 validation=spec.validation_number,
                 key=lambda round, rank, incarnation: spec.places.contribution(round, rank, incarnation).key,
                 frames=self.frame_rules,
+                quorum=spec.config.membership.quorum,
             )
         )
 
     def execute(self, command: s.Command) -> Iterable[s.Event]:
         match command:
+            case s.CatchUp():
+                return self._catch_up()
+            case s.TellWaiting(round, ranks, needed):
+                return self._tell_waiting(round, ranks, needed)
             case s.Validate(round):
                 return self._validate(round)
             case s.FindContributions(round, members):
@@ -77,6 +82,34 @@ class SyncActions(Actions):
         if won:
             self.ports.exchange.publish(kind, record.to_json())
 
+    def _catch_up(self) -> Iterable[s.Event]:
+        caught_up, replayed = Recovery(self.spec, self.records, self).catch_up()
+        if caught_up.members is not None:
+            fields = {"replayed": replayed, "base_weights": caught_up.base_weights}
+            self.ports.events.emit("caught_up", round=caught_up.round, fields=fields)
+        return [caught_up]
+
+    @property
+    def base(self) -> str:
+        return self.update.weights_sha256
+
+    def restore(self) -> int:
+        return self.spec.first_round
+
+    def replay(self, commit: Commit, result: Result) -> str:
+        headers = tuple(self.contributions.fetch(contributor, commit.round) for contributor in commit.contributors)
+        loss, base = commit.validation_loss, self.update.weights_sha256
+        stop = "" if loss is None else self.decide(commit.round, base, loss)
+        self._step(commit, headers)
+        if self.update.weights_sha256 != result.weights_sha256:
+            self._adopt(commit.round, result.weights_sha256)
+        self._passed(result)
+        return stop
+
+    def _tell_waiting(self, round: int, ranks: Sequence[int], needed: int) -> Iterable[s.Event]:
+        self.ports.events.emit("waiting", round=round, fields={"for": list(ranks), "needed": needed})
+        return []
+
     def _validate(self, round: int) -> Iterable[s.Event]:
         """Evaluate the weights of the closing round beside the loop."""
         flat, buffers = self.update.flat, self.update.buffers
@@ -87,7 +120,7 @@ class SyncActions(Actions):
         self.ports.background.start(lambda: self.evaluate(round, flat, buffers), done)
         return []
 
-    def _find_contributions(self, round: int, members: Iterable[MemberRef]) -> Iterable[s.Event]:
+    def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> Iterable[s.Event]:
         for member in members:
             try:
                 found = self.contributions.find(round, member)
@@ -96,6 +129,7 @@ class SyncActions(Actions):
                 continue
             if found is not None:
                 yield s.FrameArrived(*found, sender=member.rank)
+        yield s.ContributionsSought(round, tuple(member.rank for member in members))
 
     def _apply(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> Iterable[s.Event]:
         self.reception.end()
@@ -113,15 +147,32 @@ class SyncActions(Actions):
         }
         self.ports.events.emit("commit", round=commit.round, fields=fields)
         stop = "" if commit.validation_loss is None else self.decide(commit.round, base, commit.validation_loss)
+        self._tell_members(commit)
+        self._step(commit, headers)
+        if headers:
+            self.tell_bill(commit.round)
+        self.reception.begin(commit.round)
+        return [s.Applied(commit.round, self.update.weights_sha256, stop)]
+
+    def _step(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> None:
         if headers:
             with self.ports.metrics.stage("update", commit.round):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)
             self.rounds_applied += 1
-            self.tell_bill(commit.round)
         self.retention.applied(commit)
-        self.reception.begin(commit.round)
-        return [s.Applied(commit.round, self.update.weights_sha256, stop)]
+
+    def _tell_members(self, commit: Commit) -> None:
+        """Say who is a member no longer, and who is one now."""
+        before = {member.rank: member.incarnation for member in self.machine.members}
+        after = {member.rank: member.incarnation for member in commit.members}
+        for rank in sorted(before.keys() - after.keys()):
+            reason = "excluded" if rank in excluded_ranks(commit) else "silent"
+            self.ports.events.emit("member_dropped", round=commit.round, fields={"member": rank, "reason": reason})
+        for rank, incarnation in sorted(after.items()):
+            if before.get(rank) != incarnation:
+                fields = {"member": rank, "incarnation": incarnation}
+                self.ports.events.emit("member_joined", round=commit.round, fields=fields)
 
     def _write_result(self, round: int, weights_sha256: str) -> Iterable[s.Event]:
         """The object first, the record that names it afterwards."""

@@ -29,8 +29,16 @@ def new_nonce() -> str:
 class Records:
     """Reads and writes one run's records for one peer. Everything may raise StoreUnavailable and CorruptObject."""
 
-    def __init__(self, store: ObjectStore, places: Places, me: MemberRef, nonce: Callable[[], str] = new_nonce) -> None:
-        self._store, self._places, self._me, self._nonce = store, places, me, nonce
+    def __init__(
+        self,
+        store: ObjectStore,
+        places: Places,
+        me: MemberRef,
+        nonce: Callable[[], str] = new_nonce,
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`fence` raises Superseded where this process must write nothing any more."""
+        self._store, self._places, self._me, self._nonce, self._fence = store, places, me, nonce, fence
 
     def create_commit(self, draft: Commit) -> tuple[Commit, bool]:
         """Write a commit under this peer's name; the record that counts, and whether it is this one."""
@@ -87,6 +95,7 @@ class Records:
 
     def _create(self, place: Place, record: R) -> tuple[R, bool]:
         mine = replace(record, writer=self._me, nonce=self._nonce())
+        self._fence()
         if self._store.create(place, mine.to_json()) is not None:
             return mine, True
         there = self._find(place, type(record))

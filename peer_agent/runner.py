@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from contract.errors import BrokerUnavailable, CorruptObject, PeerlessError, RunFailed, Superseded
+from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
 from contract.records import Commit, Member, PeerReport, Result, Stop
 from peer_agent import signals as s
 from peer_agent.actions import Actions
 from peer_agent.ports import Delivery
+from peer_agent.watch import Watch
 
 #: A wait is cut into slices of so many seconds, so that a signal or a finished job is noticed soon.
 SLICE_SECONDS = 0.2
@@ -45,6 +46,7 @@ class Runner:
         self._end_wanted = ""
         self._spent = False
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
+        self.watch = Watch(self.spec.run, actions.me, self.machine, self.ports.exchange, self.spec.config.membership)
         self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()
 
@@ -81,9 +83,13 @@ class Runner:
 
     def step(self) -> None:
         """Answer what is due: a signal, finished jobs, messages, the clock. Waits a little where nothing is."""
+        now = self.ports.clock.monotonic()
+        if self.watch.paused(now):
+            self.actions.fence.check()
         if self._end_wanted:
             reason, self._end_wanted = self._end_wanted, ""
             self.feed(s.EndRequested(reason))
+        self.feed(*self.watch.events(now))
         background, exchange = self.ports.background, self.ports.exchange
         for job in background.finished(SLICE_SECONDS if background.busy else 0.0):
             if self.ended:  # by what came before it; nobody needs this one, nor its failure
@@ -169,7 +175,7 @@ class Runner:
             limit = config.start_timeout_seconds
         else:
             limit = config.round_timeout_seconds
-            if not self.machine.contributed:
+            if not self.machine.contributed or self.ports.exchange.away_seconds:
                 self._heard_at = now
         if now - self._heard_at >= limit:
             self._heard_at = now
@@ -193,20 +199,21 @@ class Runner:
         return report
 
     def give_up(self, error: Exception) -> None:
-        """Say what happened: to the log, to the others (so that they end within seconds), and in the report.
+        """Say what happened: to the log, and where every peer would meet it (a mistake in the model, a damaged batch)
+        to the others, so that they end within seconds, and in the report.
 
-        A superseded process says nothing to anybody: the rank, and its report, are another's. Storage or broker may be
-        what failed, so whatever of this does not work any more is left.
+        What befell this process alone, or its way to storage and broker, is no reason for the others to end: they go
+        on without it, and it may be started again. A superseded process says nothing to anybody either: the rank, and
+        its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
         self.ports.events.emit("failed", round=self._round, fields={"error": text})
-        if isinstance(error, Superseded):
+        if isinstance(error, Superseded | TransientError | OSError | MemoryError):
             return
         reason = f"{FAILED}peer {self.actions.me.rank}: {text}"
         with contextlib.suppress(PeerlessError):
             stop, _ = self.actions.records.create_stop(reason, max(self.machine.round, 0))
-            if not isinstance(error, BrokerUnavailable):
-                self.ports.exchange.publish("stop", stop.to_json())
+            self.ports.exchange.publish("stop", stop.to_json())
         with contextlib.suppress(PeerlessError):
             self.actions.conclude()
             self.actions.records.put_report(self._report("failed", text))

@@ -26,6 +26,38 @@ class Started:
 
 
 @dataclass(frozen=True)
+class CaughtUp:
+    """This peer holds the weights that `round` starts from: the run's first ones, or those of a run under way."""
+
+    round: int
+    base_weights: str
+    members: tuple[MemberRef, ...] | None
+    """Members of `round`; None at the start of a run, where all that claim their ranks are."""
+    past: frozenset[str] = frozenset()
+    """Digests of what the commit before lists."""
+    excluded: frozenset[int] = frozenset()
+    """Ranks that commits have excluded."""
+    ended: str = ""
+    """Why the run is over already; empty while it goes on."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A heartbeat: the process that holds this rank lives, and works on `round`."""
+
+    rank: int
+    incarnation: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Silent:
+    """All ranks whose heartbeats have stopped, as often as that changes."""
+
+    ranks: frozenset[int]
+
+
+@dataclass(frozen=True)
 class MemberSeen:
     """A member record, from a greeting or from S3."""
 
@@ -46,6 +78,21 @@ class ContributionHeld:
     """A contribution's bytes lie in this peer's spool with their digest checked, and exist in S3; own ones included."""
 
     header: FrameHeader
+
+
+@dataclass(frozen=True)
+class HoldFailed:
+    """A frame that should have been kept turned out to be missing or corrupt, and was counted."""
+
+    header: FrameHeader
+
+
+@dataclass(frozen=True)
+class ContributionsSought:
+    """S3 has been asked for these ranks' contributions to `round`; FrameArrived has told of each that exists."""
+
+    round: int
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -123,6 +170,13 @@ class PollDue:
 
 
 @dataclass(frozen=True)
+class RoundDeadline:
+    """`round` has lasted longer than recent rounds make likely."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class DeadlineReached:
     """Nothing at all has arrived for so long."""
 
@@ -131,9 +185,14 @@ class DeadlineReached:
 
 Event = (
     Started
+    | CaughtUp
+    | Heard
+    | Silent
     | MemberSeen
     | FrameArrived
     | ContributionHeld
+    | HoldFailed
+    | ContributionsSought
     | Validated
     | CommitFound
     | CommitMissing
@@ -144,10 +203,16 @@ Event = (
     | StopFound
     | EndRequested
     | PollDue
+    | RoundDeadline
     | DeadlineReached
 )
 
 # -------------------------------------------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """Bring this peer's weights and everything that goes with them to where the run stands; answered by CaughtUp."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +241,8 @@ class Validate:
 
 @dataclass(frozen=True)
 class Hold:
-    """Put a frame into the spool, or fetch it from S3 when `body` is empty; answered by ContributionHeld."""
+    """Put a frame into the spool, or fetch it from S3 when `body` is empty; answered by ContributionHeld, or by
+    HoldFailed."""
 
     header: FrameHeader
     body: bytes
@@ -194,10 +260,20 @@ class Reject:
 
 @dataclass(frozen=True)
 class FindContributions:
-    """Look for these members' contributions to `round`; answered by FrameArrived for each that exists."""
+    """Look for these members' contributions to `round`; answered by FrameArrived for each that exists, and by
+    ContributionsSought at the end."""
 
     round: int
     members: tuple[MemberRef, ...]
+
+
+@dataclass(frozen=True)
+class TellWaiting:
+    """Say that this round cannot go on yet, and for whom it waits. Not answered."""
+
+    round: int
+    ranks: tuple[int, ...]
+    needed: int
 
 
 @dataclass(frozen=True)
@@ -305,12 +381,14 @@ class Fail:
 
 
 Command = (
-    FindMembers
+    CatchUp
+    | FindMembers
     | Compute
     | Validate
     | Hold
     | Reject
     | FindContributions
+    | TellWaiting
     | FindLatest
     | Fetch
     | CreateCommit

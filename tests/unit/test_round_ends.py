@@ -198,17 +198,3 @@ def test_a_wish_to_end_becomes_a_stop_record_once() -> None:
     assert peer.handle(s.EndRequested("interrupted")) == [s.CreateStop("interrupted", 0)]
     peer.handle(s.StopFound(stop()))
     assert peer.handle(s.EndRequested("interrupted")) == []
-
-
-def test_deadlines_name_who_is_missing() -> None:
-    peer = joined()
-    hold(peer, 0)
-    (fail,) = peer.handle(s.DeadlineReached(600.0))
-    assert isinstance(fail, s.Fail)
-    assert str(fail.error) == "round 0: nothing from peers 1, 2 for 600 s"
-    peer = joined()
-    applied(peer)
-    (fail,) = peer.handle(s.DeadlineReached(600.0))
-    assert isinstance(fail, s.Fail)
-    assert str(fail.error) == "round 0: no result record for 600 s; its turn was rank 1's"
-    assert peer.handle(s.PollDue()) == []

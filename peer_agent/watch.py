@@ -1,0 +1,94 @@
+"""From heartbeats and the clock to the state machine's events: who lives, who fell silent, which round lasts too long.
+
+A peer's own clock stands still while it cannot reach the broker: others may well be there (invariant 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from contract.config import MembershipConfig
+from contract.errors import CorruptObject
+from contract.records import Heartbeat, MemberRef
+from peer_agent import signals as s
+from peer_agent.deadline import Deadline
+from peer_agent.liveness import Liveness, watched
+from peer_agent.ports import Exchange
+
+
+class Watched(Protocol):
+    """What is watched over: one of the protocol's state machines."""
+
+    round: int
+
+    @property
+    def members(self) -> tuple[MemberRef, ...]: ...
+
+
+class Watch:
+    """One peer's eye on the others, and on its own clock. Times are monotonic seconds."""
+
+    def __init__(self, run: str, me: MemberRef, machine: Watched, exchange: Exchange, config: MembershipConfig) -> None:
+        self._run, self._me, self._machine, self._exchange = run, me, machine, exchange
+        self._timeout = config.heartbeat_timeout_seconds
+        self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
+        self._deadline = Deadline(config)
+        self._heard: dict[int, Heartbeat] = {}
+        self._silent: frozenset[int] = frozenset()
+        self._round: int | None = None  # that is told to the others and whose deadline runs
+        self._told_late = False
+        self._looked_at: float | None = None
+
+    def paused(self, now: float) -> bool:
+        """Asked once a loop: whether this process has stood still for so long that others may take it for dead."""
+        before, self._looked_at = self._looked_at, now
+        if before is None:
+            return False
+        self._liveness.woke(now - before, now)
+        return now - before > self._timeout
+
+    def events(self, now: float) -> Iterator[s.Event]:
+        """What has happened since the last call."""
+        self._follow_round(now)
+        for heartbeat, at in self._heartbeats():
+            self._liveness.heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round, at)
+            if self._heard.get(heartbeat.rank) != heartbeat:
+                self._heard[heartbeat.rank] = heartbeat
+                yield s.Heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round)
+        up_since = self._exchange.up_since
+        self._liveness.link(up_since is not None, now if up_since is None else up_since)
+        ranks = [member.rank for member in self._machine.members]
+        self._liveness.watch({*watched(self._me.rank, ranks), *(r for r in self._heard if r not in ranks)}, now)
+        silent = frozenset(self._liveness.silent(now))
+        if silent != self._silent:
+            self._silent = silent
+            yield s.Silent(silent)
+        if up_since is None:
+            self._deadline.pause(now)
+        else:
+            self._deadline.resume(now)
+            if self._deadline.due(now) and not self._told_late:
+                self._told_late = True
+                yield s.RoundDeadline(self._machine.round)
+
+    def _follow_round(self, now: float) -> None:
+        """Tell the others where this peer stands, and begin the clock of a new round."""
+        round = self._machine.round
+        if round == self._round:
+            return
+        if self._round is not None and self._round >= 0:
+            self._deadline.add(self._deadline.elapsed(now))
+        self._deadline.start(now)
+        self._round, self._told_late = round, False
+        mine = Heartbeat(run=self._run, rank=self._me.rank, incarnation=self._me.incarnation, round=max(round, 0))
+        self._exchange.beat(mine.to_json())
+
+    def _heartbeats(self) -> Iterator[tuple[Heartbeat, float]]:
+        for beat in self._exchange.beats():
+            try:
+                heartbeat = Heartbeat.from_json(beat.body)
+            except CorruptObject:
+                continue  # says nothing, least of all that its sender lives
+            if heartbeat.run == self._run and heartbeat.rank == beat.sender != self._me.rank:
+                yield heartbeat, beat.at
