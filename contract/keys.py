@@ -213,6 +213,10 @@ class Places:
         """The gradient of one batch, as a worker wrote it."""
         return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
 
+    def passing_of(self, rank: int) -> Place:
+        """The prefix under which all lies in a peer's bucket that no later round needs, for listing."""
+        return self._in_peer(rank, "", "expiring")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         form: dict[str, Any] = jsonform.to_dict(self)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from contract.errors import LocalStackError, PeerlessError
 from infra.local.detached import State
-from infra.local.processes import Child, Starting, wait_until_ready
+from infra.local.processes import Child, Starting, ending, wait_until_ready
 
 #: So often each server is started again; one that dies more often has a reason that a restart does not mend.
 MOST_RESTARTS = 3
@@ -73,7 +73,7 @@ class Mender:
                 self._gone[name] = str(error)
                 return
         self._restarts[name] += 1
-        note(f"{name} {child.how_it_ended()}; starting it again ({self._restarts[name]} of {MOST_RESTARTS})")
+        note(f"{name} {ending(child.poll() or 0)}; starting it again ({self._restarts[name]} of {MOST_RESTARTS})")
         self._pool = self._pool or ThreadPoolExecutor(2, thread_name_prefix="mending")
         self._under_way[name] = self._pool.submit(_mended, name, child, self._ways[name], restored)
 

@@ -6,6 +6,7 @@ that is killed leaves each file whole or absent. Everything else, functions, sta
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import importlib.util
 import json
@@ -23,6 +24,7 @@ NAME = "MiniStack"
 REGION = "us-east-1"
 _READY_SECONDS = 60.0
 _ATTEMPTS = 3
+_LOCK_SECONDS, _LOCK_POLL_SECONDS = 20.0, 0.1
 #: How the file is named that holds an object's entity tag, size and checksums, after the object's own file.
 _DESCRIPTION = ".meta.json"
 
@@ -51,9 +53,10 @@ def start(folder: Path, log_path: Path, starting: Starting, data: Path | None = 
     """
     if importlib.util.find_spec("ministack") is None:
         raise LocalStackError("MiniStack is not installed; run `pip install 'peerless-training[local]'`")
-    if data is not None:
-        mend(data)
     for attempt in range(_ATTEMPTS):
+        lock = None if data is None else _lock(data, starting)
+        if data is not None:
+            mend(data)
         (port,) = free_ports(1)
         folder.mkdir(parents=True, exist_ok=True)
         child = Child.start(
@@ -64,6 +67,7 @@ def start(folder: Path, log_path: Path, starting: Starting, data: Path | None = 
             cwd=folder,
             afterwards=["rm", "-rf", str(folder)],
             successor=data is not None,
+            holding=lock,
         )
         try:
             wait_until_ready(child, lambda: answers(port), starting=starting, timeout_seconds=_READY_SECONDS)  # noqa: B023
@@ -74,6 +78,25 @@ def start(folder: Path, log_path: Path, starting: Starting, data: Path | None = 
         else:
             return MiniStack(child, port)
     raise AssertionError("unreachable")
+
+
+def _lock(data: Path, starting: Starting) -> int:
+    """A file descriptor that keeps others off `data` until the last process with it has ended. Raises LocalStackError.
+
+    A MiniStack whose owner was killed takes some seconds to follow it.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = starting.clock.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError as error:
+            if starting.cancelled.is_set() or starting.clock.monotonic() > deadline:
+                os.close(lock)
+                raise LocalStackError(f"another MiniStack works on the objects in {data}") from error
+        starting.clock.sleep(_LOCK_POLL_SECONDS)
 
 
 def mend(data: Path) -> None:

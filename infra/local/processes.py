@@ -67,6 +67,7 @@ class _Order:
     grace_seconds: float
     afterwards: tuple[str, ...] | None
     successor: bool
+    holding: int | None
 
     def options(self) -> list[str]:
         """The guard's."""
@@ -102,12 +103,14 @@ class Child:
         grace_seconds: float = GRACE_SECONDS,
         afterwards: Sequence[str] | None = None,
         successor: bool = False,
+        holding: int | None = None,
     ) -> Child:
         """Start `command` with output going to the end of `log_path`; returns once it is executed.
 
         `env` is the whole environment (None: this process's). `grace_seconds` is the time from SIGTERM to SIGKILL.
         `afterwards` is a command that removes what the process leaves elsewhere; with `successor` an end that nobody
-        asked for leaves that to `again`, or to `stop`. Raises LocalStackError.
+        asked for leaves that to `again`, or to `stop`. `holding` is a file descriptor, such as one with a lock, that is
+        open in the process, and here until `stop` or `kill`. Raises LocalStackError.
         """
         return cls._start(
             _Order(
@@ -119,6 +122,7 @@ class Child:
                 grace_seconds=grace_seconds,
                 afterwards=None if afterwards is None else tuple(afterwards),
                 successor=successor,
+                holding=holding,
             )
         )
 
@@ -145,7 +149,7 @@ class Child:
                     stderr=subprocess.STDOUT,
                     env=order.env,
                     cwd=order.cwd,
-                    pass_fds=(status_write,),
+                    pass_fds=(status_write,) if order.holding is None else (status_write, order.holding),
                     start_new_session=True,
                 )
             except OSError as error:
@@ -219,16 +223,17 @@ class Child:
         if code < 0 and self.pid:  # the guard itself was killed, so its work falls to us
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        if clear and not self._handed_over and self._order.successor and self._order.afterwards:
-            guard.run_afterwards(list(self._order.afterwards))  # not the guard's, if it ended by itself
+        if clear and not self._handed_over:
+            self._clear()
         return code
 
-    def how_it_ended(self) -> str:
-        """`was killed by signal 9`, or `ended with status 1`; it must have ended."""
-        status = self.poll()
-        assert status is not None
-        signal_number = -status if status < 0 else status - 128  # negative where the guard itself was killed
-        return f"was killed by signal {signal_number}" if signal_number > 0 else f"ended with status {status}"
+    def _clear(self) -> None:
+        """What an end that nobody asked for has left undone; once is enough."""
+        self._handed_over = True
+        if self._order.successor and self._order.afterwards:
+            guard.run_afterwards(list(self._order.afterwards))
+        if self._order.holding is not None:
+            os.close(self._order.holding)
 
     def log_tail(self) -> str:
         """The last lines of its log on one line, at most 300 characters."""
@@ -246,6 +251,12 @@ class Child:
             said = self.log_tail()
             last = f"its log ends with: {said}" if said else "its log is empty"
             raise LocalStackError(f"{self.name} ended with status {code} while {doing}; {last} ({self.log_path})")
+
+
+def ending(status: int) -> str:
+    """`was killed by signal 9`, or `ended with status 1`, of an exit status as `poll` gives it."""
+    number = -status if status < 0 else status - 128  # negative where the guard itself was killed
+    return f"was killed by signal {number}" if number > 0 else f"ended with status {status}"
 
 
 def wait_until_ready(

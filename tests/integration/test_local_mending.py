@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from contract.clock import SystemClock
+from contract.errors import LocalStackError
 from contract.keys import Place
 from contract.store import S3Store
 from infra.local import ministack, rabbitmq
@@ -166,3 +167,15 @@ def test_what_a_killed_process_left_half_done_is_mended(tmp_path: Path) -> None:
         assert store.list("bucket", "") == [place.key]
     finally:
         again.child.stop()
+
+
+def test_two_do_not_work_on_the_same_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ministack, "_LOCK_SECONDS", 0.2)
+    data = tmp_path / "data"
+    server = ministack.start(tmp_path / "ms", tmp_path / "log", Starting(), data)
+    try:
+        with pytest.raises(LocalStackError, match="another MiniStack works on the objects in"):
+            ministack.start(tmp_path / "other", tmp_path / "log", Starting(), data)
+    finally:
+        server.child.stop()
+    ministack.start(tmp_path / "ms", tmp_path / "log", Starting(), data).child.stop()
