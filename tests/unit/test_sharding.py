@@ -45,7 +45,7 @@ def layout(elements: int, *buffers: int) -> Layout:
     return Layout((Entry("w", (elements,)),), entries)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(elements=sizes | st.integers(0, 10**12), shards=st.integers(1, 40))
 def test_bounds_cover_everything_once_in_whole_buckets_as_even_as_can_be(elements: int, shards: int) -> None:
     parts = bounds(elements, shards)
@@ -63,7 +63,7 @@ def test_bounds_of_nothing_do_not_exist(elements: int, shards: int) -> None:
         bounds(elements, shards)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(name=names, size=sizes, shards=st.integers(1, 9), seed=st.integers(0, 2**63))
 def test_shards_of_a_payload_are_what_the_codec_makes_of_the_slices(
     name: str, size: int, shards: int, seed: int
@@ -140,7 +140,7 @@ def test_error_feedback_works_with_shards_as_with_a_whole(name: str) -> None:
     assert np.allclose(feedback.state, x - tested.decode(payload, 1_500), atol=1e-6)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     elements=st.integers(1, 3_000),
     buffers=st.lists(st.integers(0, 900), max_size=30),
@@ -155,7 +155,7 @@ def test_buffers_are_spread_whole_in_order_and_evenly(elements: int, buffers: li
     assert all(held.buffers_bytes <= even + largest for held in layouts)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     name=names,
     elements=st.integers(1, 3_000),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.config import ExchangeConfig
@@ -53,6 +53,7 @@ def test_every_configurable_topology_exists() -> None:
 
 
 @every
+@settings(deadline=None)
 @given(members=members_of)
 def test_every_shard_has_one_owner_and_everyone_gets_everything(tested: Topology, members: list[int]) -> None:
     shards = tested.shards(members)
@@ -66,6 +67,7 @@ def test_every_shard_has_one_owner_and_everyone_gets_everything(tested: Topology
 
 
 @every
+@settings(deadline=None)
 @given(members=members_of, data=st.data())
 def test_whoever_is_live_takes_over_in_an_order_that_all_know(
     tested: Topology, members: list[int], data: st.DataObject

@@ -236,7 +236,7 @@ def test_the_fixed_fields_tell_how_long_the_header_is() -> None:
 part = st.binary(max_size=40)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(parts=st.lists(st.tuples(part, part), min_size=1, max_size=20))
 def test_any_shards_round_trip(parts: list[tuple[bytes, bytes]]) -> None:
     frame = wire.encode_shards(HEADER, parts)
@@ -249,7 +249,7 @@ def test_any_shards_round_trip(parts: list[tuple[bytes, bytes]]) -> None:
     assert bytes(decode(frame).payload) == b"".join(payload for payload, _ in parts)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(noise=st.binary(min_size=1, max_size=160), at=st.integers(TABLE, len(LEADING)))
 def test_noise_in_the_table_is_a_corrupt_object_and_nothing_else(noise: bytes, at: int) -> None:
     changed = resealed((FRAME[:at] + noise + FRAME[at + len(noise) :])[: len(FRAME)])
