@@ -30,7 +30,7 @@ from contract.wire import decode
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from peerless import data
-from peerless.launch.resources import LocalResources, places_for
+from peerless.launch.resources import places_for
 from peerless.launch.upload import provide
 from peerless.launch.workload import Workload
 
@@ -73,7 +73,6 @@ class Crew:
         self.children: dict[int, Child] = {}
         """The latest process by rank."""
         self.store = S3Store(region=cloud.region, endpoint_url=cloud.endpoint_url, session=cloud.session())
-        note = _tell
         samples = 4 * config.peers
         dataset = data.Dataset(
             train_x=np.zeros((samples + 2, 2), np.float32),
@@ -84,9 +83,10 @@ class Crew:
             names=(),
             provenance="the benchmark",
         )
-        work = Workload.of(config, note, dataset)
-        machines = LocalResources(cloud, self._places).provide(config, work.prepared.batches, {}, 0)
-        clock = SystemClock()
+        work = Workload.of(config, _tell, dataset)
+        for bucket in (self._places.run_bucket, *self._places.peer_buckets):
+            cloud.client("s3").create_bucket(Bucket=bucket)
+        machines, clock = ("",) * config.peers, SystemClock()
         self.spec = provide(config, work, self.store, self._places, machines=machines, code_digest="", clock=clock)
 
     def start(self, rank: int, meeting: Meeting | None = None) -> Child:
@@ -120,6 +120,11 @@ class Crew:
         """End what runs, at once."""
         for child in self.children.values():
             child.kill()
+
+    def check(self) -> None:
+        """Raises LocalStackError when a process has ended."""
+        for child in self.children.values():
+            child.check()
 
     def wait(self, seconds: float, without: Sequence[int] = ()) -> None:
         """Return when the processes have ended in order, those of `without` apart. Raises RunFailed."""
