@@ -28,6 +28,7 @@ IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
+BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
 
 
 class Section(BaseModel):
@@ -180,14 +181,20 @@ class MembershipConfig(Section):
 class AggregationConfig(Section):
     """How the contributions of a round become one gradient."""
 
-    name: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    name: str = "mean"
     """`mean` weighs by samples. The others bear some peers that send anything: coordinate-wise `median`,
-    `trimmed_mean` without the `byzantine` largest and smallest values, `krum`: the one closest to its neighbours."""
+    `trimmed_mean` without the `byzantine` largest and smallest values, `krum`: the one closest to its neighbours. Or
+    `package.module:attribute` (a Strategy of contract/robust.py)."""
     byzantine: Annotated[int, Field(ge=0)] = 1
     """How many peers may send anything: needs more than twice as many contributions for `trimmed_mean`, and at least
     twice as many plus three for `krum`."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Each contribution is scaled down to at most this L2 norm before anything else; 0 leaves them as they are."""
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, value: str) -> str:
+        return _known(value, BUILT_IN_AGGREGATORS, "aggregation.name")
 
 
 class CheckpointConfig(Section):

@@ -16,11 +16,13 @@ Buffers have to bear as much as gradients: floats are treated value by value (Kr
 contribution can have a good gradient and bad buffers), and an integer or boolean changes where more than half of the
 contributions changed it, by one.
 
-A further strategy is a `Strategy` in `aggregators`; most need just a `Rule` over contributions on disk (`by_rule`).
+A further strategy is a `Strategy`, in `aggregators` or imported by the name that the configuration gives; most need
+just a `Rule` over contributions on disk (`by_rule`).
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -92,13 +94,15 @@ class Strategy:
 
 
 def aggregation(
-    config: AggregationConfig, layout: Layout, samples: int, scratch: Path | None = None
+    config: AggregationConfig, layout: Layout, samples: int, scratch: Path | None = None, *, whole: bool = True
 ) -> AbstractContextManager[Aggregator]:
     """An aggregator for one round whose contributions stand for `samples` samples in all.
 
-    For a shard give a layout of one parameter of its size, without buffers. Raises ConfigError for an unknown
-    strategy, CorruptObject for a total that isn't positive.
+    For a shard give a layout of its values and buffers, and `whole` = False. Raises ConfigError for an unknown
+    strategy, and for one that a shard will not do for; CorruptObject for a total that isn't positive.
     """
+    if not whole and (config.clip_norm or strategy(config.name).whole):
+        raise ConfigError(f"aggregation {config.name} with clip_norm = {config.clip_norm} needs whole gradients")
     terms = Terms(
         layout=layout, samples=samples, byzantine=config.byzantine, clip_norm=config.clip_norm, scratch=scratch
     )
@@ -106,11 +110,22 @@ def aggregation(
 
 
 def strategy(name: str) -> Strategy:
-    """The strategy called `name`. Raises ConfigError for an unknown one."""
-    try:
+    """The strategy called `name`: one of `aggregators`, or what `package.module:attribute` imports.
+
+    Raises ConfigError where there is none.
+    """
+    if name in aggregators:
         return aggregators[name]
-    except KeyError as error:
-        raise ConfigError(f"aggregation.name {name!r} is none of {', '.join(aggregators)}") from error
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"aggregation.name {name!r} is none of {', '.join(aggregators)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"aggregation.name {name}: {error}") from error
+    if not isinstance(found, Strategy):
+        raise ConfigError(f"aggregation.name {name} is a {type(found).__name__} instead of a contract.robust.Strategy")
+    return found
 
 
 # Rules: what a robust strategy makes of P gradients on disk.
@@ -316,7 +331,7 @@ def by_rule(
     return Strategy(make=make, fewest=fewest, whole=whole)
 
 
-#: All strategies by the name that a configuration uses.
+#: All built-in strategies by the name that a configuration uses.
 aggregators: dict[str, Strategy] = {
     "mean": Strategy(make=_mean, fewest=lambda _: 1),
     "median": by_rule("median", median, lambda f: 2 * f + 1),

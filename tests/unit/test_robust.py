@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from contract.codec import F32, codec
-from contract.config import AggregationConfig, RunConfig
+from contract.config import BUILT_IN_AGGREGATORS, AggregationConfig, RunConfig
 from contract.errors import ConfigError, CorruptObject
 from contract.robust import aggregation, aggregators, by_rule, strategy
 from contract.stack import Stack
-from contract.tensors import Buffers, Entry, Layout
+from contract.tensors import Entry, Layout
 
 ROBUST = ("median", "trimmed_mean", "krum")
 COORDINATES = ("median", "trimmed_mean")
@@ -235,9 +237,10 @@ def test_shards_together_are_the_whole(name: str) -> None:
     assert np.concatenate(shards).tobytes() == whole.tobytes()
 
 
-def test_an_unknown_strategy_is_named() -> None:
-    with pytest.raises(ConfigError, match="'kurm' is none of mean, median, trimmed_mean, krum"):
-        strategy("kurm")
+@pytest.mark.parametrize(("name", "clip_norm"), [("krum", 0.0), ("mean", 1.0), ("median", 1.0)])
+def test_what_needs_whole_gradients_is_refused_a_shard(name: str, clip_norm: float) -> None:
+    with pytest.raises(ConfigError, match="needs whole gradients"):
+        aggregation(config(name, clip_norm=clip_norm), Layout((Entry("w", (2,)),)), 1, whole=False)
 
 
 @pytest.mark.parametrize("name", list(aggregators))
@@ -257,19 +260,37 @@ def test_samples_have_to_add_up(name: str, clip_norm: float) -> None:
         pass
 
 
-def test_a_strategy_of_ones_own_is_a_rule_in_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The majority of signs (Bernstein et al. 2019); clipping, notes and buffers come by themselves."""
+def majority(stack: Stack, byzantine: int, out: F32) -> None:
+    """The majority of signs (Bernstein et al. 2019, arXiv 1810.05291)."""
+    for part, x in stack.blocks():
+        out[part] = np.sign(np.sign(x).sum(axis=0))
 
-    def majority(stack: Stack, byzantine: int, out: F32) -> None:
-        for part, x in stack.blocks():
-            out[part] = np.sign(np.sign(x).sum(axis=0))
 
-    monkeypatch.setitem(aggregators, "signs", by_rule("signs", majority, lambda f: 2 * f + 1))
-    layout = Layout((Entry("w", (3,)),))
-    how = AggregationConfig.model_construct(name="signs", byzantine=1, clip_norm=0.0)
-    base: Buffers = {}
-    with aggregation(how, layout, 3) as made:
-        for values in ([1, -2, 3], [4, -5, -6], [-1e9, -1e9, -1e9]):
-            made.add(np.array(values, np.float32).tobytes(), codec("none"), base, 1)
-        gradient, _ = made.result(base)
-    assert gradient.tolist() == [1, -1, -1]
+#: A strategy of one's own; clipping, notes and buffers come with it.
+SIGNS = by_rule("signs", majority, lambda f: 2 * f + 1)
+
+
+def test_a_strategy_of_ones_own_is_imported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plug_in", ModuleType("plug_in"))
+    monkeypatch.setattr("plug_in.SIGNS", SIGNS, raising=False)
+    x = np.array([[1, -2, 3], [4, -5, -6], [-1e9, -1e9, -1e9]], np.float32)
+    got, note = aggregate(config("plug_in:SIGNS"), x)
+    assert got.tolist() == [1, -1, -1]
+    assert note == ""
+    assert aggregate(config("plug_in:SIGNS", byzantine=2), x)[1].startswith("signs with byzantine = 2 needs 5")
+
+
+def test_a_strategy_that_is_none_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plug_in", ModuleType("plug_in"))
+    monkeypatch.setattr("plug_in.rule", majority, raising=False)
+    assert tuple(aggregators) == BUILT_IN_AGGREGATORS
+    with pytest.raises(ValueError, match="'kurm' is none of mean, median, trimmed_mean, krum, nor of the form"):
+        config("kurm")
+    for name, what in (
+        ("kurm", "'kurm' is none of mean, median, trimmed_mean, krum"),
+        ("plug_out:SIGNS", "plug_out:SIGNS: No module named 'plug_out'"),
+        ("plug_in:SIGNS", "has no attribute 'SIGNS'"),
+        ("plug_in:rule", "is a function instead of a contract.robust.Strategy"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            strategy(name)
