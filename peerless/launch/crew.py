@@ -1,7 +1,8 @@
 """The peers' processes of a local run: who lives, who died and is started again, who has failed for good.
 
-A peer that ends by a signal, or without a word, has died: it is started again under its rank and identity, after a
-pause that doubles. One that ends with status 1 or 2 has said why, and the next one would end the same way.
+A peer that ends by a signal, or because of what befell it alone, has died: it is started again under its rank and
+identity, after a pause that doubles. One that ends with status 1 or 2 has said why, the next one would end the same way,
+and the run fails.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from contract.clock import Clock
 from contract.config import MembershipConfig
+from contract.errors import EXIT_ALONE, EXIT_SUPERSEDED
 from infra.local.processes import Child, ending
 
 #: The pause before a first restart, and the longest, in seconds.
@@ -41,6 +43,7 @@ class Crew:
         """How often each rank was started again."""
         self._due: dict[int, float] = {}  # when a dead rank is started again
         self._lost: dict[int, str] = {}  # ranks that stay dead, and how they died
+        self._alone: dict[int, str] = {}  # what befell a peer that is no reason for others to end
         self._said: list[str] = []  # what peers told of their own failure
         self._failed: list[str] = []  # how peers ended that failed, whether they told or not
         self._ending = False
@@ -63,7 +66,11 @@ class Crew:
 
     def saw(self, event: dict[str, Any]) -> None:
         """An event of a peer's."""
-        if event["event"] == "failed":
+        if event["event"] != "failed":
+            return
+        if event.get("alone"):
+            self._alone[event["rank"]] = event["error"]
+        else:
             self._said.append(f"peer {event['rank']}: {event['error']}")
 
     def look(self) -> None:
@@ -75,7 +82,7 @@ class Crew:
             if status in _SAID_WHY:
                 self._lost[rank] = told = self._sentence(rank)
                 self._failed.append(told)
-            elif self._ending or self._finished() or self.restarts[rank] >= self._membership.restarts:
+            elif self._ending or not self._may_start(rank):
                 if not (self._ending and status in _ENDED_EARLY):
                     self._lost[rank] = self._sentence(rank)
             else:
@@ -109,10 +116,18 @@ class Crew:
         if self._finished():  # meanwhile: the others have ended together
             self._lost[rank] = self._sentence(rank)
             return
-        died = ending(self._statuses[rank] or 0)
+        died = self._how_it_died(rank)
         self.restarts[rank] += 1
         self._children[rank], self._statuses[rank] = self._start(rank), None
         self._told(rank, died, self.restarts[rank])
+
+    def _may_start(self, rank: int) -> bool:
+        used_up = self.restarts[rank] >= self._membership.restarts
+        return not (used_up or self._finished() or self._statuses[rank] == EXIT_SUPERSEDED)
+
+    def _how_it_died(self, rank: int) -> str:
+        status, told = self._statuses[rank] or 0, self._alone.pop(rank, None)
+        return f"failed ({told})" if told is not None and status in (EXIT_ALONE, EXIT_SUPERSEDED) else ending(status)
 
     def _finished(self) -> bool:
         """Whether a peer has ended well: then the run has, and a late one would come in vain."""
@@ -122,6 +137,8 @@ class Crew:
         return [child for rank, child in self._children.items() if self._statuses[rank] is None]
 
     def _sentence(self, rank: int) -> str:
+        if rank in self._alone:
+            return f"peer {rank}: {self._alone[rank]}"
         said = self._children[rank].log_tail()
         told = f"peer {rank} {ending(self._statuses[rank] or 0)}"
         return told + (f"; its log ends with: {said}" if said else "; its log is empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from contract.errors import EXIT_ALONE, EXIT_SUPERSEDED
 from peerless.launch.crew import LONGEST_PAUSE_SECONDS, PAUSE_SECONDS, Crew
 from tests.fakes.clock import FakeClock
 from tests.fakes.crew import FakeChild, crew_of
@@ -108,3 +109,13 @@ def test_all_are_asked_to_end_and_all_can_be_killed() -> None:
     assert stubborn.killed
     crew.look()
     assert crew.over
+
+
+def test_what_befell_a_peer_alone_is_no_reason_for_others_to_end() -> None:
+    clock, told = FakeClock(), list[str]()
+    lives = [[FakeChild([None])], [FakeChild([None, EXIT_ALONE]), FakeChild([None, EXIT_SUPERSEDED])]]
+    crew = crew_of(lives, clock=clock, restarts=3, told=lambda rank, died, attempt: told.append(died))
+    crew.saw({"event": "failed", "rank": 1, "error": "S3 at s3:443 does not answer", "alone": True})
+    settle(crew, clock, 20)
+    assert told == ["failed (S3 at s3:443 does not answer)"]
+    assert (crew.failed, crew.sentence(), dict(crew.restarts)) == (False, None, {1: 1})
