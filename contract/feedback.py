@@ -33,20 +33,21 @@ class ErrorFeedback:
         """`elements` is n."""
         self._codec, self._elements = codec, elements
         self._residual: F32 | None = None  # of zeros
-        self._includes_next = False
+        self.includes_next = False
+        """Whether the residual includes the gradient that `encode` gets next (`load`)."""
 
     def encode(self, gradient: F32, seed: int) -> bytes:
         """Bytes of `gradient` (n,) plus the residual, all of which is the residual until `taken` says otherwise.
 
         Raises NonFiniteGradient, also where the sum leaves float32's range; the residual is what it was then.
         """
-        if self._includes_next:
+        if self.includes_next:
             owed = self.state
         else:
             with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
                 owed = gradient.copy() if self._residual is None else gradient + self._residual
         payload = self._codec.encode(owed, seed)
-        self._residual, self._includes_next = owed, False
+        self._residual, self.includes_next = owed, False
         return payload
 
     def taken(self, payload: Blob) -> None:
@@ -71,4 +72,4 @@ class ErrorFeedback:
         """
         if state.dtype != np.float32 or state.shape != (self._elements,) or not np.isfinite(state).all():
             raise CorruptObject(f"a residual is {self._elements} finite values of float32")
-        self._residual, self._includes_next = state.copy() if state.any() else None, includes_next
+        self._residual, self.includes_next = state.copy() if state.any() else None, includes_next

@@ -153,7 +153,7 @@ def capture_own(feedback: ErrorFeedback, me: MemberRef, *, run: str, round: int,
         round=round,
         rank=me.rank,
         incarnation=me.incarnation,
-        includes_next=includes_next,
+        includes_next=includes_next or feedback.includes_next,
         sha256=_digest(tensors),
     )
     return _pack(header, tensors)
@@ -283,15 +283,12 @@ class Checkpoints:
         return newest_checkpoint(self._store, self._places, before=before)
 
     def read_common(self, checkpoint: Checkpoint) -> bytes:
-        """The common state, for `restore_common`. Raises ObjectMissing; CorruptObject also for another digest."""
-        place = self._places.of_run(checkpoint.run).checkpoint_common(checkpoint.round)
-        blob = self._read(place)
-        if hashlib.sha256(blob).hexdigest() != checkpoint.digest:
-            raise CorruptObject(f"{place} does not have the digest that its record names")
-        return blob
+        """The common state, of this run or an earlier one, for `restore_common`, which checks its digest. Raises
+        ObjectMissing."""
+        return self._read(self._places.of_run(checkpoint.run).checkpoint_common(checkpoint.round))
 
     def read_own(self, checkpoint: Checkpoint, rank: int) -> bytes | None:
-        """The own state of `rank` in its latest incarnation, for `restore_own`; None where it left none."""
+        """The own state of `rank` in its latest incarnation, likewise for `restore_own`; None where it left none."""
         places = self._places.of_run(checkpoint.run)
         incarnation = own_states(self._store, places, checkpoint.round).get(rank)
         if incarnation is None:

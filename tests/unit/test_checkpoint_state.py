@@ -141,7 +141,7 @@ def test_a_captured_state_is_a_copy() -> None:
     assert all(isinstance(value, torch.Tensor) for value in other.update.optimizer.state[parameter].values())
 
 
-def edit(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None], data: bytes | None = None) -> bytes:
+def edit(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], object], data: bytes | None = None) -> bytes:
     """The same file with another header; canonical, so that its content alone is wrong."""
     size = int.from_bytes(blob[:8], "little")
     head = json.loads(blob[8 : 8 + size])
@@ -154,7 +154,7 @@ def edit(blob: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None], 
     return len(text).to_bytes(8, "little") + text + (blob[8 + size :] if data is None else data)
 
 
-def change(**fields: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+def change(**fields: Any) -> Callable[[dict[str, Any], dict[str, Any]], object]:
     return lambda head, state: state.update(fields)
 
 
