@@ -1,8 +1,8 @@
 """The peers' processes of a local run: who lives, who died and is started again, who has failed for good.
 
 A peer that ends by a signal, or because of what befell it alone, has died: it is started again under its rank and
-identity, after a pause that doubles. One that ends with status 1 or 2 has said why, the next one would end the same way,
-and the run fails.
+identity, after a pause that doubles. One that ends with status 1 or 2 has said why, and the next one would end the same
+way: the run fails.
 """
 
 from __future__ import annotations
