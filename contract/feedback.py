@@ -73,3 +73,7 @@ class ErrorFeedback:
         if state.dtype != np.float32 or state.shape != (self._elements,) or not np.isfinite(state).all():
             raise CorruptObject(f"a residual is {self._elements} finite values of float32")
         self._residual, self.includes_next = state.copy() if state.any() else None, includes_next
+
+    def forget(self) -> None:
+        """What was owed is not known any more: a round that this process did not compute has settled it."""
+        self._residual, self.includes_next = None, False

@@ -105,9 +105,11 @@ def test_a_gradient_that_the_state_includes_is_not_added_again() -> None:
     assert resumed.encode(gradient(2), seed=2) == whole.encode(gradient(2), seed=2), "that counts once"
     resumed.load(np.zeros(N, np.float32), includes_next=True)
     assert resumed.encode(gradient(1), seed=1) == codec("qsgd4").encode(np.zeros(N, np.float32), seed=1)
-    resumed.load(whole.state, includes_next=True)
-    resumed.load(np.zeros(N, np.float32))
-    assert resumed.encode(gradient(1), seed=1) == codec("qsgd4").encode(gradient(1), seed=1)
+    for forget in (resumed.forget, lambda: resumed.load(np.zeros(N, np.float32))):
+        resumed.load(whole.state, includes_next=True)
+        forget()
+        assert not resumed.state.any()
+        assert resumed.encode(gradient(1), seed=1) == codec("qsgd4").encode(gradient(1), seed=1)
 
 
 def test_the_given_gradient_is_left_alone() -> None:
