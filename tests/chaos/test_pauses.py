@@ -1,0 +1,54 @@
+"""Case 5: a process is stopped until another has taken its rank over, and then goes on as if nothing had been.
+
+It must notice before it does anything: it stops itself, and nothing that it still had in hand is committed.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.chaos.conftest import Prepare
+from tests.chaos.faults import Fault, plan
+from tests.chaos.test_kills import ENDLESS, LEADER, PACE_SECONDS, ROUND, assert_together
+
+CASES = [
+    (1, "before_compute"),
+    pytest.param(1, "after_compute", marks=pytest.mark.slow),
+    pytest.param(1, "before_upload", marks=pytest.mark.slow),
+    pytest.param(LEADER, "before_commit", marks=pytest.mark.slow),
+    pytest.param(LEADER, "before_result", marks=pytest.mark.slow),
+]
+#: Stopped there, its contribution to the round had come as far as S3, and counts.
+CONTRIBUTED = ("before_commit", "before_result")
+
+
+@pytest.mark.parametrize(("rank", "at"), CASES)
+def test_a_twin_that_wakes_up_stops_itself(prepare: Prepare, rank: int, at: str) -> None:
+    fault = Fault(rank=rank, round=ROUND, at=at, do="stop")
+    fleet = prepare(epochs=ENDLESS)
+    fleet.start(plan(fault, pace_seconds=PACE_SECONDS))
+    fleet.until_struck(fault)
+    first = fleet.process(rank)
+
+    fleet.start(ranks=[rank], plan=plan(pace_seconds=PACE_SECONDS))
+    fleet.until_member(rank, 2)
+    assert first.stopped
+    last_own = ROUND if at in CONTRIBUTED else ROUND - 1
+    first.send(signal.SIGCONT)
+    fleet.until(lambda: first.status is not None or None, "the first process goes on")
+    assert first.status == 1
+    assert "Superseded" in first.errors
+    (failed,) = fleet.events("failed", rank)
+    assert "taken over" in failed["error"]
+
+    # The run goes on as if the other had never woken up.
+    fleet.until_committed(len(fleet.commits()) + 2)
+    fleet.interrupt()
+    assert_together(fleet)
+    commits = fleet.commits()
+    own = [c.round for c in commits for peer in c.contributors if (peer.rank, peer.incarnation) == (rank, 1)]
+    assert own == list(range(last_own + 1))
+    assert not any((c.writer.rank, c.writer.incarnation) == (rank, 1) for c in commits[ROUND:])
+    assert fleet.reports()[rank].incarnation == 2
