@@ -26,8 +26,9 @@ from contract.env import AgentEnv
 from contract.errors import CodeError, ConfigError, ObjectMissing, PeerlessError, UserError
 from contract.events import EventLog
 from contract.keys import spec_place
-from contract.records import Member
+from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
+from contract.signing import SigningKey
 from contract.store import S3Store
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
@@ -35,9 +36,10 @@ from peer_agent.actions_sync import SyncActions
 from peer_agent.background import Threads
 from peer_agent.compute import gradient_service
 from peer_agent.exchange import open_exchange
+from peer_agent.keyring import USE
 from peer_agent.membership import claim
 from peer_agent.metrics import StageMetrics
-from peer_agent.records import new_nonce
+from peer_agent.records import Records, new_nonce
 from peer_agent.runner import Runner
 
 #: Signals closer together than this count as one: a terminal's Ctrl-C and the launcher's SIGTERM mean the same wish.
@@ -82,7 +84,16 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
 
     broker_url = env.broker_url if spec.config.exchange.transport == "rabbitmq" else ""
     # Before the claim: whoever sees the claim may publish, and this peer's inbox must stand by then (decision 0004).
-    exchange = open_exchange(broker_url, run=spec.run, rank=rank, peers=spec.config.peers, clock=clock)
+    exchange = open_exchange(
+        broker_url,
+        run=spec.run,
+        rank=rank,
+        peers=spec.config.peers,
+        clock=clock,
+        store=store,
+        places=spec.places,
+        heartbeat_seconds=spec.config.membership.heartbeat_seconds,
+    )
     stack.callback(exchange.close)
     gradients = gradient_service(spec, rank, store=store, endpoint_url=env.endpoint_url, clock=clock)
     stack.callback(gradients.close)
@@ -96,6 +107,7 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         events=events,
         clock=clock,
         background=Threads(spec.config.compute.threads),
+        key=SigningKey.generate(),
     )
     member = claim(
         store,
@@ -104,8 +116,17 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         peer_id=arguments.peer_id or f"{socket.gethostname()}-{rank}",
         nonce=new_nonce(),
         resources={"cores": os.cpu_count() or 1},
+        public_keys={USE: ports.key.public},
+        is_dropped=lambda held: _is_dropped(store, spec, held),
+        sign=ports.key.sign,
     )
     return Runner(_MODES[spec.config.mode](spec, member, ports))
+
+
+def _is_dropped(store: S3Store, spec: RunSpec, held: MemberRef) -> bool:
+    """Whether the run has gone on without a process: it is no member of the latest commit's."""
+    commit = Records(store, spec.places, held).latest_commit()
+    return commit is not None and all(member.rank != held.rank for member in commit.members)
 
 
 def _read_spec(store: S3Store, run: str, run_bucket: str, account: str | None) -> RunSpec:

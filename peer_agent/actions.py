@@ -5,7 +5,6 @@ Each action returns the events that answer its command. Nothing in here decides 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,25 +17,29 @@ from numpy.typing import NDArray
 from contract import models
 from contract.batches import Manifest
 from contract.clock import Clock
+from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
 from contract.events import EventLog
 from contract.objective import Evaluation
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
+from contract.signing import SigningKey
 from contract.tensors import Buffers, Layout
 from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
-from peer_agent.contributions import Contributions
+from peer_agent.conduct import CONTENT
+from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
 from peer_agent.membership import Fence
 from peer_agent.meter import Meter
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
 from peer_agent.spool import Spool
+from peer_agent.trust import Trust
 from peer_agent.update import Update
 from peer_agent.validation import Validator
 
@@ -52,6 +55,8 @@ class Ports:
     events: EventLog
     clock: Clock
     background: Background
+    key: SigningKey
+    """This process's own, which its member record names."""
 
 
 class Machine(Protocol):
@@ -127,16 +132,20 @@ class Actions:
             ports.store, spec.places, member, ports.clock, spec.config.membership.heartbeat_timeout_seconds
         )
         """Confirms that this process still holds its rank, before whatever it writes."""
-        self.records = Records(ports.store, spec.places, self.me, fence=self.fence.check)
+        self.trust = Trust(ports.key, member, self.frame_rules, spec.config.trust.rejections, self._find_member)
+        self.records = Records(
+            ports.store, spec.places, self.me, fence=self.fence.check, sign=ports.key.sign, vouch=self.trust.vouch
+        )
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
-        self.update = Update(self.layout, *self.shelf.get(spec.initial_weights), spec.config.optimizer)
-        self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
         self.spool = Spool(spool_folder)
-        self.contributions = Contributions(spec, self.layout, self.me, ports.store, self.spool)
+        self.update = self.fresh_update(*self.shelf.get(spec.initial_weights))
+        self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
+        self.contributions = Contributions(
+            spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt
+        )
         self.validator = Validator(spec, ports.store, model, self.layout)
-        self.convergence = Convergence(self.update.optimizer, spec.config.scheduler, spec.config.early_stopping)
+        self.convergence = self.fresh_convergence()
         self.reception = Reception(ports.metrics)
-        self.rejected: Counter[str] = Counter()
         self.rounds_applied = 0
         self.invocations = 0
         self.executions = 0
@@ -146,6 +155,15 @@ class Actions:
         self.best_loss: float | None = None
         self._own: _Own | None = None
 
+    def fresh_update(self, flat: NDArray[np.float32], buffers: Buffers) -> Update:
+        """Weights without a history."""
+        config = self.spec.config
+        return Update(self.layout, flat, buffers, config.optimizer, config.aggregation, self.spool.folder)
+
+    def fresh_convergence(self) -> Convergence:
+        """Nothing validated yet, for the optimizer of `update`."""
+        return Convergence(self.update.optimizer, self.spec.config.scheduler, self.spec.config.early_stopping)
+
     @property
     def frame_rules(self) -> FrameRules:
         """What all contributions of this run have in common."""
@@ -154,13 +172,15 @@ class Actions:
             codec=self.spec.config.exchange.codec,
             elements=self.layout.elements,
             buffers_bytes=self.layout.buffers_bytes,
+            samples_max=max(self.spec.samples),
+            payload_max=codec(self.spec.config.exchange.codec).encoded_bytes(self.layout.elements),
         )
 
     def execute(self, command: s.Command) -> Iterable[s.Event]:
         """Carry out a command."""
         match command:
             case s.FindMembers(ranks):
-                return [s.MemberSeen(member) for member in map(self.records.member, ranks) if member is not None]
+                return [s.MemberSeen(member) for member in map(self.trust.seek, ranks) if member is not None]
             case s.FindStop():
                 stop = self.records.stop()
                 return [] if stop is None else [s.StopFound(stop)]
@@ -168,9 +188,8 @@ class Actions:
                 return self.compute(command)
             case s.Hold(header, body, sender):
                 return self.hold(header, body, sender)
-            case s.Reject(reason, sender, round):
-                self.reject(reason, sender, round)
-                return []
+            case s.Reject(reason, sender, round, header, other):
+                return self.reject(reason, sender, round, header, other)
             case _:
                 raise TypeError(f"{type(command).__name__} is no command of this mode")
 
@@ -243,15 +262,29 @@ class Actions:
         try:
             frame_bytes = self.contributions.keep(header, body)
         except (ObjectMissing, CorruptObject) as error:
-            self.reject("missing" if isinstance(error, ObjectMissing) else "corrupt", sender, header.round)
-            return [s.HoldFailed(header)]
+            reason = "missing" if isinstance(error, ObjectMissing) else "corrupt"
+            if isinstance(error, UnusableContent):
+                reason = CONTENT
+            return [*self.reject(reason, sender, header.round, header), s.HoldFailed(header)]
         self.reception.received(frame_bytes)
         return [s.ContributionHeld(header)]
 
-    def reject(self, reason: str, sender: int | None, round: int | None) -> None:
-        """Count a message that does not fit, and show it."""
-        self.rejected[reason] += 1
+    def reject(
+        self,
+        reason: str,
+        sender: int | None,
+        round: int | None,
+        header: FrameHeader | None = None,
+        other: FrameHeader | None = None,
+    ) -> Sequence[s.Event]:
+        """Count a message that does not fit, and show it; Guilty where its signer has given evidence enough."""
+        attributable = self.trust.conduct.reject(reason, sender, header, other=other)
         self.ports.events.emit("frame_rejected", round=round, fields={"reason": reason, "sender": sender})
+        guilty = self.trust.guilty(()) if attributable else frozenset()
+        return [s.Guilty(guilty)] if guilty else []
+
+    def _find_member(self, rank: int) -> Member | None:
+        return self.records.member(rank)
 
     def decide(self, round: int, weights_sha256: str, loss: float) -> str:
         """Feed a validation loss to convergence; a reason to stop, or an empty string."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from contract.errors import CorruptObject
+from contract.history import Start, Step
 from contract.objective import Evaluation
 from contract.records import Commit, Member, MemberRef, Record, Result
 from contract.runspec import RunSpec
@@ -13,6 +15,7 @@ from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.actions import Actions, Ports
 from peer_agent.barrier import Retention
+from peer_agent.checkpoint import Checkpoints, capture_common, capture_own, restore_common, restore_own
 from peer_agent.recovery import Recovery
 from peer_agent.round import RoundMachine
 from peer_agent.rules import RoundRules, excluded_ranks
@@ -25,7 +28,19 @@ class SyncActions(Actions):
 
     def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
         super().__init__(spec, member, ports, spool_folder)
-        self.retention = Retention(self.me, self.shelf, self.contributions, spec.initial_weights)
+        every = spec.config.checkpoint.every_rounds
+        self.retention = Retention(self.me, self.shelf, self.contributions, spec.initial_weights, every_rounds=every)
+        self.checkpoints = Checkpoints(
+            ports.store,
+            spec.places,
+            self.me,
+            elements=self.layout.elements,
+            own_states=self.contributions.feedback is not None,
+            fence=self.fence.check,
+            sign=ports.key.sign,
+        )
+        self._stands_at = spec.first_round  # the round that starts from the weights as they are
+        self._last: Commit | None = None
         self.machine = RoundMachine(
             RoundRules(
                 me=self.me,
@@ -35,6 +50,7 @@ class SyncActions(Actions):
                 key=lambda round, rank, incarnation: spec.places.contribution(round, rank, incarnation).key,
                 frames=self.frame_rules,
                 quorum=spec.config.membership.quorum,
+                checkpoint_every=every,
             )
         )
 
@@ -42,6 +58,9 @@ class SyncActions(Actions):
         match command:
             case s.CatchUp():
                 return self._catch_up()
+            case s.WriteCheckpoint(round, common):
+                self._write_checkpoint(round, self.machine.members, common)
+                return []
             case s.TellWaiting(round, ranks, needed):
                 return self._tell_waiting(round, ranks, needed)
             case s.Validate(round):
@@ -53,6 +72,9 @@ class SyncActions(Actions):
                 self.reception.received(header.payload_bytes + header.buffers_bytes)
                 return [s.ContributionHeld(header)]
             case s.CreateCommit(draft):
+                draft = replace(
+                    draft, extensions={**draft.extensions, **self.trust.accuse(self.machine.attendance.excluded)}
+                )
                 commit, won = self.records.create_commit(draft)
                 self._announce("commit", commit, won)
                 return [s.CommitFound(commit)]
@@ -82,29 +104,75 @@ class SyncActions(Actions):
         if won:
             self.ports.exchange.publish(kind, record.to_json())
 
+    # ----------------------------------------------------------------------- catching up, and what that needs later
+
     def _catch_up(self) -> Iterable[s.Event]:
-        caught_up, replayed = Recovery(self.spec, self.records, self).catch_up()
-        if caught_up.members is not None:
+        caught_up, replayed = Recovery(self.spec, self.me.rank, self.ports.store, self).catch_up()
+        if caught_up.members is not None or replayed:
             fields = {"replayed": replayed, "base_weights": caught_up.base_weights}
             self.ports.events.emit("caught_up", round=caught_up.round, fields=fields)
         return [caught_up]
 
     @property
     def base(self) -> str:
+        """Hash of the weights as they are."""
         return self.update.weights_sha256
 
-    def restore(self) -> int:
-        return self.spec.first_round
+    def restore(self, start: Start, residual: bool) -> None:
+        """Load a state (`recovery.Replica`)."""
+        self.update = self.fresh_update(*self.shelf.get(start.weights_sha256, start.places))
+        self.convergence = self.fresh_convergence()
+        self.rounds_applied, self._stands_at, feedback = 0, start.round, self.contributions.feedback
+        if start.checkpoint is None:
+            return
+        blob = self.checkpoints.read_common(start.checkpoint)
+        self.rounds_applied = restore_common(blob, start.checkpoint, self.update, self.convergence)
+        self.retention.checkpointed(start.checkpoint)
+        if feedback is None:
+            return
+        own = self.checkpoints.read_own(start.checkpoint, self.me.rank) if residual else None
+        if own is not None:
+            restore_own(own, start.checkpoint, self.me.rank, feedback)
+        else:
+            self.ports.events.emit("residual_lost", round=start.round, fields={})
 
-    def replay(self, commit: Commit, result: Result) -> str:
-        headers = tuple(self.contributions.fetch(contributor, commit.round) for contributor in commit.contributors)
+    def replay(self, step: Step, commit: Commit, result: Result) -> str:
+        """Apply a commit of the past (`recovery.Replica`)."""
+        own_run = step.places.run == self.spec.run
+        places = None if own_run else step.places
+        headers = tuple(self.contributions.fetch(listed, commit.round, places) for listed in commit.contributors)
         loss, base = commit.validation_loss, self.update.weights_sha256
         stop = "" if loss is None else self.decide(commit.round, base, loss)
         self._step(commit, headers)
         if self.update.weights_sha256 != result.weights_sha256:
-            self._adopt(commit.round, result.weights_sha256)
-        self._passed(result)
+            self.update.adopt(*self.shelf.get(result.weights_sha256, step.places))
+        self.spool.forget_through(commit.round)
+        if own_run:
+            self.retention.passed(result, self.convergence.best_weights)
         return stop
+
+    def _write_checkpoint(self, round: int, members: Sequence[MemberRef], common: bool) -> None:
+        """Store the state from which `round` starts, which is where this peer stands."""
+        feedback = self.contributions.feedback
+        with self.ports.metrics.stage("send", round) as stage:
+            if feedback is not None:
+                includes_next = self.contributions.made == round
+                own = capture_own(feedback, self.me, run=self.spec.run, round=round, includes_next=includes_next)
+                stage.bytes_out += self.checkpoints.write_own(round, own)
+            if common:
+                blob = capture_common(
+                    self.update, self.convergence, run=self.spec.run, round=round, rounds_applied=self.rounds_applied
+                )
+                record = self.checkpoints.write_common(round, self.update.weights_sha256, members, blob)
+                stage.bytes_out += len(blob)
+                self.retention.checkpointed(record)
+                self.ports.events.emit("checkpoint", round=round, fields={"weights": record.weights_sha256})
+
+    def conclude(self) -> None:
+        """The run has ended: keep what another run can go on from."""
+        super().conclude()
+        if self._last is not None:
+            self._write_checkpoint(self._stands_at, self._last.members, self._last.writer == self.me)
 
     def _tell_waiting(self, round: int, ranks: Sequence[int], needed: int) -> Iterable[s.Event]:
         self.ports.events.emit("waiting", round=round, fields={"for": list(ranks), "needed": needed})
@@ -152,7 +220,8 @@ class SyncActions(Actions):
         if headers:
             self.tell_bill(commit.round)
         self.reception.begin(commit.round)
-        return [s.Applied(commit.round, self.update.weights_sha256, stop)]
+        excluded = self.trust.proven(commit, self.contributions.read, self.contributions.use)
+        return [s.Applied(commit.round, self.update.weights_sha256, stop, excluded)]
 
     def _step(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> None:
         if headers:
@@ -160,7 +229,10 @@ class SyncActions(Actions):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)
             self.rounds_applied += 1
-        self.retention.applied(commit)
+            self._stands_at = commit.round + 1
+        self._last = commit
+        if commit.run == self.spec.run:
+            self.retention.applied(commit)
 
     def _tell_members(self, commit: Commit) -> None:
         """Say who is a member no longer, and who is one now."""

@@ -18,6 +18,10 @@ class FrameRules:
     elements: int
     """Length of the flat gradient."""
     buffers_bytes: int
+    samples_max: int = 2**63 - 1
+    """More samples than any peer has; whoever claims more wants to own the mean."""
+    payload_max: int = 2**63 - 1
+    """Bytes of the longest payload, so that nothing larger is fetched."""
 
     def misfit(self, header: FrameHeader) -> str | None:
         """Why `header` cannot be a contribution to this run at all, or None."""
@@ -29,8 +33,10 @@ class FrameRules:
             return "codec"
         if header.elements != self.elements or header.buffers_bytes != self.buffers_bytes:
             return "shape"
-        if header.samples <= 0:
+        if not 0 < header.samples <= self.samples_max:
             return "samples"
+        if header.payload_bytes > self.payload_max:
+            return "oversized"
         if header.round != header.base_round:
             return "base_round"
         return None

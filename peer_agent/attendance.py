@@ -28,6 +28,8 @@ class Attendance:
         """Ranks whose heartbeats have stopped."""
         self.excluded: frozenset[int] = frozenset()
         """Ranks that a commit has excluded for good."""
+        self.guilty: frozenset[int] = frozenset()
+        """Ranks that this peer would have excluded, with evidence."""
         self._standing: dict[int, tuple[int, int]] = {}  # by rank: incarnation and round of its latest heartbeat
         self._given_up: frozenset[int] = frozenset()
         self._sought: frozenset[int] = frozenset()
@@ -96,16 +98,18 @@ class Attendance:
         order = [self.members[(first + step) % count] for step in range(count)]
         return next((member for member in order if not self._gone(member.rank)), order[0])
 
-    def next_members(self, round: int, held: Collection[int], excluded: Collection[int] = ()) -> tuple[MemberRef, ...]:
+    def next_members(self, round: int, held: Collection[int]) -> tuple[MemberRef, ...]:
         """Members of the round after `round`, as this peer would write them into the commit.
 
         With a number of peers as quorum as many keep their seats, gone or not: a run with fewer could never commit
         again, not even to take somebody in.
         """
-        out = self.excluded | set(excluded)
+        out = self.excluded | self.guilty
         stay = {m.rank for m in self.members if m.rank not in self.silent and m.rank not in self._given_up - set(held)}
         caught_up = {r for r, (_, at) in self._standing.items() if at >= round and r not in self.silent}
-        newcomers = {r for r in caught_up if self.seat(r) is None and self._standing[r][0] == self._roster.incarnation(r)}
+        newcomers = {
+            r for r in caught_up if self.seat(r) is None and self._standing[r][0] == self._roster.incarnation(r)
+        }
         ranks = (stay | newcomers) - out
         if isinstance(self._quorum, int):
             gone = [m.rank for m in self.members if m.rank not in ranks | out]
@@ -117,4 +121,4 @@ class Attendance:
         return max(seat.incarnation if seat else 0, self._roster.incarnation(rank))
 
     def _gone(self, rank: int) -> bool:
-        return rank in self.silent or rank in self._given_up
+        return rank in self.silent or rank in self._given_up or rank in self.guilty

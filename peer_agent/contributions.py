@@ -6,33 +6,51 @@ read whole and matches its digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from contract import wire
 from contract.codec import codec
-from contract.errors import CorruptObject, Superseded
+from contract.errors import CorruptObject, NonFiniteGradient, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
-from contract.keys import Place
+from contract.keys import Place, Places
 from contract.objective import Evaluation
 from contract.records import Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
 from contract.store import ObjectStore
-from contract.tensors import Layout, pack_buffers
+from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
 
 
+class UnusableContent(CorruptObject):
+    """A contribution that is what its sender announced, and no gradient."""
+
+
 class Contributions:
     """One peer's dealings with frames. `raw_bytes` and `encoded_bytes` sum up its own gradients before and after."""
 
-    def __init__(self, spec: RunSpec, layout: Layout, me: MemberRef, store: ObjectStore, spool: Spool) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        layout: Layout,
+        me: MemberRef,
+        store: ObjectStore,
+        spool: Spool,
+        sign: Callable[[bytes], bytes] = lambda frame: frame,
+        doubt: Callable[[FrameHeader], str | None] = lambda header: None,
+    ) -> None:
+        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
+        self._sign, self._doubt = sign, doubt
         self._codec = codec(spec.config.exchange.codec)
         self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
         """This peer's residual; None where error feedback is off."""
-        self._made: int | None = None  # the latest round for which this process has made a contribution
+        self.made: int | None = None
+        """The latest round for which this process has made a contribution."""
         self.raw_bytes = 0
         self.encoded_bytes = 0
 
@@ -45,7 +63,7 @@ class Contributions:
         seed = public_seed(self._spec.config.seed, "rounding", self._me.rank, round)
         encoder = self._codec if self.feedback is None else self.feedback
         payload = encoder.encode(gradient.gradient, seed)
-        self._made = round
+        self.made = round
         header = FrameHeader(
             kind=wire.Kind.UPDATE,
             run=self._spec.run,
@@ -62,7 +80,7 @@ class Contributions:
             elements=self._layout.elements,
             extensions=() if validation is None else (wire.accuracy_extension(validation.accuracy),),
         )
-        frame = wire.encode(header, payload, pack_buffers(self._layout, gradient.buffers))
+        frame = self._sign(wire.encode(header, payload, pack_buffers(self._layout, gradient.buffers)))
         self.raw_bytes += gradient.gradient.nbytes
         self.encoded_bytes += len(frame) - self._layout.buffers_bytes
         return frame
@@ -76,7 +94,7 @@ class Contributions:
         place = self.place(header.round, self._me)
         if self._store.create(place, frame) is None:
             earlier = self._store.get(place)
-            found = self._decode(earlier).header
+            found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
@@ -91,7 +109,7 @@ class Contributions:
         """
         if self.feedback is None:
             return
-        for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self._made):
+        for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self.made):
             self.feedback.taken(frame.payload)
 
     def announcement(self, frame: bytes) -> bytes:
@@ -108,27 +126,38 @@ class Contributions:
     def keep(self, header: FrameHeader, frame: bytes) -> int:
         """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
 
-        Raises ObjectMissing and CorruptObject when S3 does not hold what was announced.
+        Raises ObjectMissing and CorruptObject when S3 does not hold what was announced, UnusableContent when it does,
+        and no gradient can be made of it.
         """
         if not frame:
             place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
             frame = self._store.get(place)
             if self._decode(frame, header.digest).header != header:
                 raise CorruptObject(f"{place} is not the frame that was announced")
+        try:
+            self.use(self._decode(frame, header.digest))
+        except (CorruptObject, NonFiniteGradient, WeightsMismatch) as error:
+            raise UnusableContent(str(error)) from error
         self._spool.keep(header, frame)
         return len(frame)
 
-    def fetch(self, contributor: Contributor, round: int) -> FrameHeader:
-        """Put a contribution that a commit lists into the spool.
+    def use(self, frame: Frame) -> None:
+        """Raises CorruptObject, NonFiniteGradient or WeightsMismatch for a frame of which no gradient can be made."""
+        codec(frame.header.codec).decode(frame.payload, self._layout.elements)
+        buffers = unpack_buffers(self._layout, frame.buffers)
+        if not all(np.isfinite(value).all() for value in buffers.values() if np.issubdtype(value.dtype, np.floating)):
+            raise CorruptObject("a buffer holds NaN or infinity")
+
+    def fetch(self, contributor: Contributor, round: int, places: Places | None = None) -> FrameHeader:
+        """Put a contribution that a commit lists into the spool; of this run, or of the earlier one of `places`.
 
         Raises ObjectMissing, and CorruptObject when it is not what the commit says.
         """
-        member = MemberRef(rank=contributor.rank, incarnation=contributor.incarnation)
-        place = self.place(round, member)
+        place = (places or self._spec.places).contribution(round, contributor.rank, contributor.incarnation)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
         frame = self._store.get(place)
-        header = self._decode(frame, contributor.digest).header
+        header = (self._open if places is None else self._decode)(frame, contributor.digest).header
         found = header.round, header.rank, header.incarnation, header.samples
         if found != (round, contributor.rank, contributor.incarnation, contributor.samples):
             raise CorruptObject(f"{place} is not the contribution that commit {round} describes")
@@ -138,7 +167,7 @@ class Contributions:
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
         found = self._store.find(self.place(round, member))
-        return None if found is None else (self._decode(found[0]).header, found[0])
+        return None if found is None else (self._open(found[0]).header, found[0])
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
         """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
@@ -165,6 +194,18 @@ class Contributions:
     def place(self, round: int, member: MemberRef) -> Place:
         """Where a member's contribution to `round` lies."""
         return self._spec.places.contribution(round, member.rank, member.incarnation)
+
+    def read(self, header: FrameHeader) -> bytes | None:
+        """What S3 holds as the contribution that a header names, or None."""
+        found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
+        return None if found is None else found[0]
+
+    def _open(self, frame: bytes, digest: str | None = None) -> Frame:
+        """A checked frame that its sender has signed. Raises CorruptObject."""
+        found = self._decode(frame, digest)
+        if reason := self._doubt(found.header):
+            raise CorruptObject(f"a frame of rank {found.header.rank} was not made by it: {reason}")
+        return found
 
     def _decode(self, frame: bytes, digest: str | None = None) -> Frame:
         return wire.decode(

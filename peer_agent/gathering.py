@@ -45,7 +45,7 @@ class Gathering:
         rejected: list[s.Command] = []
         for header in early.values():
             if reason := self._misfit(header):
-                rejected.append(s.Reject(reason, header.rank, header.round))
+                rejected.append(s.Reject(reason, header.rank, header.round, header))
             else:
                 self.held[header.rank] = header
         return rejected
@@ -58,15 +58,15 @@ class Gathering:
         known = self._known(header)
         if known is not None:
             same = known.digest == header.digest
-            return [] if same else [s.Reject("conflict", event.sender, header.round)]
+            return [] if same else [s.Reject("conflict", event.sender, header.round, header, known)]
         if reason := self._misfit(header):
-            return [s.Reject(reason, event.sender, header.round)]
+            return [s.Reject(reason, event.sender, header.round, header)]
         if header.incarnation > self._roster.incarnation(header.rank):
             self._unknown[header.rank] = event
             return [s.FindMembers((header.rank,))]
         if header.round == self._round:
             if not collecting:
-                return [s.Reject("late", event.sender, header.round)]
+                return [s.Reject("late", event.sender, header.round, header)]
             self.pending.add(header.rank)
         return [s.Hold(header, event.body, event.sender)]
 
@@ -86,6 +86,13 @@ class Gathering:
         """A contribution that was on its way does not come."""
         if header.round == self._round:
             self.pending.discard(header.rank)
+
+    def drop(self, ranks: Iterable[int]) -> None:
+        """What these have sent does not count, whatever is held of it."""
+        for rank in ranks:
+            self.held.pop(rank, None)
+            self._early.pop(rank, None)
+            self.pending.discard(rank)
 
     def unfit(self, header: FrameHeader) -> str | None:
         """Why a frame must not be applied in this round, whoever lists it, or None."""
@@ -107,6 +114,8 @@ class Gathering:
             return reason
         if self._attendance.seat(header.rank) and header.incarnation > self._roster.incarnation(header.rank):
             return None  # of a process that may have taken the rank over; its claim decides
+        if header.rank in self._attendance.guilty:
+            return "excluded"
         return self._attendance.unseated(header.rank, header.incarnation)
 
     def _known(self, header: FrameHeader) -> FrameHeader | None:

@@ -16,6 +16,7 @@ from contract.errors import Superseded
 from contract.keys import Places
 from contract.records import Member, MemberRef
 from contract.store import ObjectStore
+from peer_agent.keyring import inherit
 
 #: Incarnation of the first process that holds a rank.
 FIRST_INCARNATION = 1
@@ -100,7 +101,8 @@ def claim(
                 f"rank {rank} of run {places.run} is held by {held.peer_id!r} (this process is {peer_id!r}); "
                 "start the peer under a free rank, or under the same --peer-id"
             )
-        mine = sign(replace(mine, incarnation=held.incarnation + 1, signature=""))
+        keys = inherit(public_keys or {}, held) if public_keys else {}
+        mine = sign(replace(mine, incarnation=held.incarnation + 1, public_keys=keys, signature=""))
         if store.replace(place, mine.to_json(), found[1]) is not None:
             return mine
     raise Superseded(f"rank {rank} of run {places.run} keeps being taken over by other processes of {peer_id!r}")

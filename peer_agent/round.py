@@ -21,7 +21,7 @@ from peer_agent import signals as s
 from peer_agent.attendance import Attendance
 from peer_agent.gathering import Gathering
 from peer_agent.membership import Roster, ranks_named
-from peer_agent.rules import RoundRules, excluded_ranks, reason_to_end
+from peer_agent.rules import RoundRules, reason_to_end
 
 
 class Phase(Enum):
@@ -54,6 +54,7 @@ class RoundMachine:
             s.MemberSeen: self._member_seen,
             s.Heard: self._heard,
             s.Silent: self._silent,
+            s.Guilty: self._guilty,
             s.FrameArrived: self._frame_arrived,
             s.ContributionHeld: self._contribution_held,
             s.HoldFailed: self._hold_failed,
@@ -153,6 +154,12 @@ class RoundMachine:
         self.attendance.silent = event.ranks - {self.rules.me.rank}
         yield from self._reconsider()
 
+    def _guilty(self, event: s.Guilty) -> Iterator[s.Command]:
+        self.attendance.guilty = event.ranks
+        if self.phase is Phase.COLLECTING:
+            self.gathering.drop(event.ranks)
+        yield from self._reconsider()
+
     def _open(self, round: int, members: tuple[MemberRef, ...]) -> Iterator[s.Command]:
         """Start `round` with what has arrived early for it."""
         self.phase, self.round = Phase.COLLECTING, round
@@ -167,6 +174,8 @@ class RoundMachine:
         elif not self._closing:
             if self.seated:
                 yield s.Compute(round, self.base, self.validator == self._seat)
+                if self.rules.is_checkpoint(round):
+                    yield s.WriteCheckpoint(round, common=self.leader == self._seat)
             yield from self._reconsider()
         elif self.validator == self._seat:
             yield from self._validate()
@@ -271,7 +280,7 @@ class RoundMachine:
             headers=self.gathering.held.values() if self._sufficient else (),
             validation=self._validation or self._validation_of_frames(),
             stop=self.stop,
-            excluded=self.attendance.excluded,
+            excluded=self.attendance.excluded | self.attendance.guilty,
         )
 
     def _validation_of_frames(self) -> tuple[float, float | None] | None:
@@ -300,7 +309,6 @@ class RoundMachine:
             yield self._fail(error)
             return
         self.phase, self._commit = Phase.APPLYING, commit
-        self.attendance.excluded |= excluded_ranks(commit)
         for contributor in commit.contributors:
             held = self.gathering.held.get(contributor.rank)
             if held is None or held.digest != contributor.digest:
@@ -317,8 +325,6 @@ class RoundMachine:
             )
         if any(member.rank == me.rank and member.incarnation > me.incarnation for member in commit.members):
             return Superseded(f"commit {commit.round} counts another process as rank {me.rank}")
-        if me.rank in excluded_ranks(commit):
-            return Superseded(f"commit {commit.round} excludes rank {me.rank} for contributions that could not be used")
         return None
 
     def _apply_when_all_held(self) -> Iterator[s.Command]:
@@ -333,6 +339,11 @@ class RoundMachine:
         if event.round != self.round or self.phase is not Phase.APPLYING or self._commit is None:
             return
         self.phase, self._own, self._looks = Phase.BARRIER, event, 0
+        self.attendance.excluded |= event.excluded
+        if self.rules.me.rank in event.excluded:
+            text = f"commit {self.round} excludes rank {self.rules.me.rank}: what it signed could not be used"
+            yield self._fail(Superseded(text))
+            return
         if not self._commit.contributors:
             yield self._finish(reason_to_end(self._commit, event.stop))
         elif self._result is not None:

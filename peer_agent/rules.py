@@ -39,6 +39,12 @@ class RoundRules:
     frames: FrameRules
     quorum: Quorum = 1.0
     """Contributions that a round needs: a number of peers, or a share of the live members."""
+    checkpoint_every: int = 0
+    """Rounds from one checkpoint to the next; 0 for none."""
+
+    def is_checkpoint(self, round: int) -> bool:
+        """Whether the state from which `round` starts is kept."""
+        return self.checkpoint_every > 0 and round > 0 and round % self.checkpoint_every == 0
 
     def leader(self, attendance: Attendance, round: int) -> MemberRef:
         """Who commits a round and records its result: in turn, but for those who are gone."""

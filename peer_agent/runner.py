@@ -46,7 +46,9 @@ class Runner:
         self._end_wanted = ""
         self._spent = False
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
-        self.watch = Watch(self.spec.run, actions.me, self.machine, self.ports.exchange, self.spec.config.membership)
+        self.watch = Watch(
+            self.spec.run, actions.me, self.machine, self.ports.exchange, actions.trust, self.spec.config.membership
+        )
         self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()
 
@@ -149,7 +151,9 @@ class Runner:
         """The event that a message makes, or why it makes none. Raises CorruptObject."""
         if delivery.kind == "frame":
             header, body = self.actions.contributions.read_message(delivery.body)
-            return s.FrameArrived(header, body, delivery.sender) if header.rank == delivery.sender else "sender"
+            if header.rank != delivery.sender:
+                return "sender"
+            return self.actions.trust.doubt(header) or s.FrameArrived(header, body, delivery.sender)
         if delivery.kind not in _RECORDS:
             return "kind"
         record_class, event_class = _RECORDS[delivery.kind]
@@ -160,8 +164,11 @@ class Runner:
         author = record.rank if isinstance(record, Member) else record.writer.rank
         if author != delivery.sender and not isinstance(record, Stop):
             return "sender"
+        if isinstance(record, Member):  # a greeting is a reason to look: what counts is the claim in S3
+            found = self.actions.trust.seek(record.rank)
+            return "missing" if found is None else s.MemberSeen(found)
         event: s.Event = event_class(record)
-        return event
+        return self.actions.trust.doubt(record) or event
 
     def _look_at_the_clock(self) -> None:
         """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""
@@ -170,6 +177,7 @@ class Runner:
             self._waiting, self._looked_at = self.machine.waiting, now
         elif now - self._looked_at >= config.poll_seconds:
             self._looked_at = now
+            self.actions.trust.keyring.refresh()
             self.feed(s.PollDue())
         if self._training_since is None:
             limit = config.start_timeout_seconds
@@ -242,7 +250,7 @@ class Runner:
             gradient_bytes_encoded=actions.contributions.encoded_bytes,
             lambda_invocations=actions.invocations,
             state_machine_executions=actions.executions,
-            frames_rejected=dict(actions.rejected),
+            frames_rejected=actions.trust.conduct.by_reason(),
             stages=self.ports.metrics.totals(),
             estimated_usd=actions.usd,
             error=error,

@@ -6,7 +6,7 @@ machine never waits, never reads a clock, and never touches a socket, so that ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contract.errors import PeerlessError
 from contract.records import Commit, Contributor, Member, MemberRef, Result, Stop
@@ -53,6 +53,13 @@ class Heard:
 @dataclass(frozen=True)
 class Silent:
     """All ranks whose heartbeats have stopped, as often as that changes."""
+
+    ranks: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Guilty:
+    """This peer can prove that these ranks send what no honest peer does."""
 
     ranks: frozenset[int]
 
@@ -121,11 +128,15 @@ class CommitMissing:
 
 @dataclass(frozen=True)
 class Applied:
-    """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty."""
+    """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty.
+
+    `excluded` are the ranks that the commit excludes with evidence that holds.
+    """
 
     round: int
     weights_sha256: str
     stop: str = ""
+    excluded: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,7 @@ Event = (
     | CaughtUp
     | Heard
     | Silent
+    | Guilty
     | MemberSeen
     | FrameArrived
     | ContributionHeld
@@ -213,6 +225,15 @@ Event = (
 @dataclass(frozen=True)
 class CatchUp:
     """Bring this peer's weights and everything that goes with them to where the run stands; answered by CaughtUp."""
+
+
+@dataclass(frozen=True)
+class WriteCheckpoint:
+    """Store this peer's own state from which `round` starts, and the common one where that is for it to do. Not
+    answered."""
+
+    round: int
+    common: bool
 
 
 @dataclass(frozen=True)
@@ -251,11 +272,14 @@ class Hold:
 
 @dataclass(frozen=True)
 class Reject:
-    """Count a frame that does not fit, and forget it."""
+    """Count a frame that does not fit, and forget it; answered by Guilty where that makes evidence enough."""
 
     reason: str
     sender: int | None
     round: int
+    header: FrameHeader | None = field(default=None, compare=False)
+    other: FrameHeader | None = field(default=None, compare=False)
+    """The frame that is held in its place."""
 
 
 @dataclass(frozen=True)
@@ -382,6 +406,7 @@ class Fail:
 
 Command = (
     CatchUp
+    | WriteCheckpoint
     | FindMembers
     | Compute
     | Validate

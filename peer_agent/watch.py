@@ -15,6 +15,7 @@ from peer_agent import signals as s
 from peer_agent.deadline import Deadline
 from peer_agent.liveness import Liveness, watched
 from peer_agent.ports import Exchange
+from peer_agent.trust import Trust
 
 
 class Watched(Protocol):
@@ -29,8 +30,16 @@ class Watched(Protocol):
 class Watch:
     """One peer's eye on the others, and on its own clock. Times are monotonic seconds."""
 
-    def __init__(self, run: str, me: MemberRef, machine: Watched, exchange: Exchange, config: MembershipConfig) -> None:
-        self._run, self._me, self._machine, self._exchange = run, me, machine, exchange
+    def __init__(
+        self,
+        run: str,
+        me: MemberRef,
+        machine: Watched,
+        exchange: Exchange,
+        trust: Trust,
+        config: MembershipConfig,
+    ) -> None:
+        self._run, self._me, self._machine, self._exchange, self._trust = run, me, machine, exchange, trust
         self._timeout = config.heartbeat_timeout_seconds
         self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
         self._deadline = Deadline(config)
@@ -82,7 +91,7 @@ class Watch:
         self._deadline.start(now)
         self._round, self._told_late = round, False
         mine = Heartbeat(run=self._run, rank=self._me.rank, incarnation=self._me.incarnation, round=max(round, 0))
-        self._exchange.beat(mine.to_json())
+        self._exchange.beat(self._trust.key.sign(mine).to_json())
 
     def _heartbeats(self) -> Iterator[tuple[Heartbeat, float]]:
         for beat in self._exchange.beats():
@@ -90,5 +99,8 @@ class Watch:
                 heartbeat = Heartbeat.from_json(beat.body)
             except CorruptObject:
                 continue  # says nothing, least of all that its sender lives
-            if heartbeat.run == self._run and heartbeat.rank == beat.sender != self._me.rank:
+            if heartbeat.run != self._run or heartbeat.rank != beat.sender or beat.sender == self._me.rank:
+                continue
+            # The same bytes come every second; what was believed once need not be checked again.
+            if heartbeat == self._heard.get(heartbeat.rank) or self._trust.doubt(heartbeat) is None:
                 yield heartbeat, beat.at
