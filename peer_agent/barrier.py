@@ -103,7 +103,9 @@ class Retention:
 
     def checkpointed(self, checkpoint: Checkpoint) -> None:
         """Note a checkpoint whose record lies in S3: written here, restored from, or heard of. Nobody need call this;
-        what is not noted is looked for in time."""
+        what is not noted is looked for in time. Those of earlier runs are none of this one's."""
+        if checkpoint.run != self._shelf.places.run:
+            return
         self._checkpoints[checkpoint.round] = checkpoint.weights_sha256
         self._note(checkpoint.weights_sha256, checkpoint.round)
 

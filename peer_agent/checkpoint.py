@@ -92,15 +92,21 @@ def bytes_max(elements: int) -> int:
     return 8 + HEADER_BYTES_MAX + 4 * _VECTORS_MAX * elements
 
 
-def capture_common(update: Update, convergence: Convergence, *, run: str, round: int, rounds_applied: int) -> bytes:
-    """The common state from which `round` starts, which must be where `update` and `convergence` stand."""
+def capture_common(
+    update: Update, convergence: Convergence | ConvergenceState, *, run: str, round: int, rounds_applied: int
+) -> bytes:
+    """The common state from which `round` starts, which must be where `update` and `convergence` stand.
+
+    At an orderly end a closing commit may have told the loss of the very weights that `round` starts from. The run that
+    goes on tells it again, so it takes the convergence's state from before.
+    """
     header = CommonHeader(
         run=run,
         round=round,
         weights_sha256=update.weights_sha256,
         rounds_applied=rounds_applied,
         optimizer=_name(update.optimizer),
-        convergence=convergence.state(),
+        convergence=convergence.state() if isinstance(convergence, Convergence) else convergence,
     )
     return _pack(header, {name: tensor.numpy() for name, tensor in _moments(update.optimizer).items()})
 

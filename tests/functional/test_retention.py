@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -229,6 +231,7 @@ def test_a_checkpoint_that_one_hears_of_is_not_read_again() -> None:
     for retention in run.peers.values():
         for record in reversed(known):
             retention.checkpointed(record)
+        retention.checkpointed(dataclasses.replace(known[1], run="earlier", round=8))
     read: list[str] = []
     run.store.before = lambda operation, place: read.append(place.key) if operation == "find" else None
     run.play(11, 13)

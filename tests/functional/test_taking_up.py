@@ -113,14 +113,14 @@ class Peer:
             self.shelf.bring(self.convergence.best_weights, [leg.places for leg in history.legs])
 
     def checkpoint(self, round: int, leader: bool, contributed: bool = False) -> None:
-        run = self.spec.run
+        run, convergence = self.spec.run, self.convergence.state()
+        if contributed and round % 2 == 0:  # the commit that closes the run tells the loss, and ends the run with it
+            self.convergence.observe(self.update.weights_sha256, loss(self.update.flat))
         if (feedback := self.contributions.feedback) is not None:
             own = capture_own(feedback, self.me, run=run, round=round, includes_next=contributed)
             self.checkpoints.write_own(round, own)
         if leader:
-            blob = capture_common(
-                self.update, self.convergence, run=run, round=round, rounds_applied=self.rounds_applied
-            )
+            blob = capture_common(self.update, convergence, run=run, round=round, rounds_applied=self.rounds_applied)
             self.retention.checkpointed(self.checkpoints.write_common(round, self.update.weights_sha256, MEMBERS, blob))
 
     def contribute(self, round: int) -> Contributor:
