@@ -8,6 +8,7 @@ them by their whole keys, and are copied, like validation set and weights, to wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ def resume_local(
                 parts=parts,
                 code_digest=digest,
                 started=started,
-                seconds_before=seconds_of(folder.events),
+                seconds_before=seconds_before(folder),
             )
             session = Session(desk, resolved, old.model, work.prepared.test_batches)
             stack.callback(session.settle)
@@ -226,15 +227,18 @@ def _under(store: ObjectStore, prefix: Place) -> list[Place]:
     return [replace(prefix, key=key) for key in store.list(prefix.bucket, prefix.key, prefix.owner)]
 
 
-def seconds_of(events: Path) -> float:
-    """From the first to the last event of each internal run, added up: what the run has taken so far."""
+def seconds_before(folder: RunFolder) -> float:
+    """What the run has taken so far: by its summary, where it could write one, else by its events alone."""
+    told = 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        told = float(json.loads(folder.summary.read_bytes())["seconds_total"])
     spans: dict[str, tuple[float, float]] = {}
-    with events.open(encoding="utf-8") as file:
+    with folder.events.open(encoding="utf-8") as file:
         for line in file:
             event: dict[str, Any] = json.loads(line)
             first, last = spans.get(event["run"], (event["t"], event["t"]))
             spans[event["run"]] = min(first, event["t"]), max(last, event["t"])
-    return sum(last - first for first, last in spans.values())
+    return max(told, sum(last - first for first, last in spans.values()))
 
 
 def _cloud(stack: ExitStack, parts: Parts, config: RunConfig, folder: RunFolder, observer: Observer) -> LocalCloud:
