@@ -53,7 +53,7 @@ class Lines:
         self._rejected = _FirstOfItsKind()
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
@@ -102,7 +102,7 @@ class Bars:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
