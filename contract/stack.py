@@ -29,8 +29,9 @@ from contract.tensors import Buffers, Entry, Layout, pack_buffers
 BLOCK_BYTES = 1 << 20
 #: A block has so many coordinates at least, or reading would be all that happens.
 FEWEST_COORDINATES = 1 << 10
-#: Values converted and written at a time.
-_CHUNK = 1 << 18
+#: Values scaled and written at a time: 32 KiB. Larger writes took several times as long when the file was new, because
+#: Linux then looks for larger pieces of memory to keep them in.
+_CHUNK = 1 << 13
 
 
 class Stack:
