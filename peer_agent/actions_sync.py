@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract.errors import CorruptObject
-from contract.history import Start, Step
+from contract.history import History, Start, Step
 from contract.objective import Evaluation
 from contract.records import Commit, Member, MemberRef, Record, Result
 from contract.runspec import RunSpec
@@ -16,6 +16,7 @@ from peer_agent import signals as s
 from peer_agent.actions import Actions, Ports
 from peer_agent.barrier import Retention
 from peer_agent.checkpoint import Checkpoints, capture_common, capture_own, restore_common, restore_own
+from peer_agent.convergence import ConvergenceState
 from peer_agent.recovery import Recovery
 from peer_agent.round import RoundMachine
 from peer_agent.rules import RoundRules, excluded_ranks
@@ -41,6 +42,7 @@ class SyncActions(Actions):
         )
         self._stands_at = spec.first_round  # the round that starts from the weights as they are
         self._last: Commit | None = None
+        self._before_closing: ConvergenceState | None = None
         self.machine = RoundMachine(
             RoundRules(
                 me=self.me,
@@ -107,7 +109,10 @@ class SyncActions(Actions):
     # ----------------------------------------------------------------------- catching up, and what that needs later
 
     def _catch_up(self) -> Iterable[s.Event]:
-        caught_up, replayed = Recovery(self.spec, self.me.rank, self.ports.store, self).catch_up()
+        caught_up, replayed = Recovery(self.spec, self.me.rank, self.ports.store, self, self.trust.vouch).catch_up()
+        if self.convergence.best_weights and self.spec.origin is not None:
+            earlier = History(self.ports.store, self.spec).legs[1:]
+            self.shelf.bring(self.convergence.best_weights, [leg.places for leg in earlier])
         if caught_up.members is not None or replayed:
             fields = {"replayed": replayed, "base_weights": caught_up.base_weights}
             self.ports.events.emit("caught_up", round=caught_up.round, fields=fields)
@@ -120,9 +125,16 @@ class SyncActions(Actions):
 
     def restore(self, start: Start, residual: bool) -> None:
         """Load a state (`recovery.Replica`)."""
+        self._stands_at, feedback = start.round, self.contributions.feedback
+        if feedback is not None:
+            feedback.forget()
+        if start.checkpoint is None and not residual and feedback is not None:
+            self.ports.events.emit("residual_lost", round=start.round, fields={})
+        if self._last is None and start.checkpoint is None and start.weights_sha256 == self.update.weights_sha256:
+            return  # as it was made
         self.update = self.fresh_update(*self.shelf.get(start.weights_sha256, start.places))
         self.convergence = self.fresh_convergence()
-        self.rounds_applied, self._stands_at, feedback = 0, start.round, self.contributions.feedback
+        self.rounds_applied = 0
         if start.checkpoint is None:
             return
         blob = self.checkpoints.read_common(start.checkpoint)
@@ -160,8 +172,9 @@ class SyncActions(Actions):
                 own = capture_own(feedback, self.me, run=self.spec.run, round=round, includes_next=includes_next)
                 stage.bytes_out += self.checkpoints.write_own(round, own)
             if common:
+                convergence = self._before_closing or self.convergence
                 blob = capture_common(
-                    self.update, self.convergence, run=self.spec.run, round=round, rounds_applied=self.rounds_applied
+                    self.update, convergence, run=self.spec.run, round=round, rounds_applied=self.rounds_applied
                 )
                 record = self.checkpoints.write_common(round, self.update.weights_sha256, members, blob)
                 stage.bytes_out += len(blob)
@@ -214,20 +227,24 @@ class SyncActions(Actions):
             "final": commit.final,
         }
         self.ports.events.emit("commit", round=commit.round, fields=fields)
+        # Whoever goes on from a closing commit validates the same weights once more.
+        self._before_closing = None if commit.contributors else self.convergence.state()
         stop = "" if commit.validation_loss is None else self.decide(commit.round, base, commit.validation_loss)
         self._tell_members(commit)
         self._step(commit, headers)
-        if headers:
+        if commit.contributors:
             self.tell_bill(commit.round)
         self.reception.begin(commit.round)
         excluded = self.trust.proven(commit, self.contributions.read, self.contributions.use)
         return [s.Applied(commit.round, self.update.weights_sha256, stop, excluded)]
 
     def _step(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> None:
+        headers = self.contributions.usable(headers)
         if headers:
             with self.ports.metrics.stage("update", commit.round):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)
+        if commit.contributors:
             self.rounds_applied += 1
             self._stands_at = commit.round + 1
         self._last = commit

@@ -6,7 +6,7 @@ read whole and matches its digest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
+
+#: What using a frame raises when no gradient can be made of it.
+UNUSABLE = (CorruptObject, NonFiniteGradient, WeightsMismatch)
 
 
 class UnusableContent(CorruptObject):
@@ -51,6 +54,7 @@ class Contributions:
         """This peer's residual; None where error feedback is off."""
         self.made: int | None = None
         """The latest round for which this process has made a contribution."""
+        self._spoiled: set[str] = set()  # digests of what commits list and no gradient can be made of
         self.raw_bytes = 0
         self.encoded_bytes = 0
 
@@ -98,6 +102,7 @@ class Contributions:
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
+        self._note_use(self._decode(frame))
         self._spool.keep(header, frame)
         return header, frame
 
@@ -136,7 +141,7 @@ class Contributions:
                 raise CorruptObject(f"{place} is not the frame that was announced")
         try:
             self.use(self._decode(frame, header.digest))
-        except (CorruptObject, NonFiniteGradient, WeightsMismatch) as error:
+        except UNUSABLE as error:
             raise UnusableContent(str(error)) from error
         self._spool.keep(header, frame)
         return len(frame)
@@ -157,12 +162,24 @@ class Contributions:
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
         frame = self._store.get(place)
-        header = (self._open if places is None else self._decode)(frame, contributor.digest).header
+        decoded = (self._open if places is None else self._decode)(frame, contributor.digest)
+        header = decoded.header
         found = header.round, header.rank, header.incarnation, header.samples
         if found != (round, contributor.rank, contributor.incarnation, contributor.samples):
             raise CorruptObject(f"{place} is not the contribution that commit {round} describes")
+        self._note_use(decoded)
         self._spool.keep(header, frame)
         return header
+
+    def _note_use(self, frame: Frame) -> None:
+        try:
+            self.use(frame)
+        except UNUSABLE:
+            self._spoiled.add(frame.header.digest)
+
+    def usable(self, headers: Sequence[FrameHeader]) -> tuple[FrameHeader, ...]:
+        """Those of fetched or kept contributions of which a gradient can be made: the same at every peer."""
+        return tuple(header for header in headers if header.digest not in self._spoiled)
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""

@@ -8,12 +8,14 @@ yet is left to the state machine, as if its commit had just been found.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from contract.errors import CorruptObject, ObjectMissing
 from contract.history import History, Start, Step, residual_survives
 from contract.records import Commit, Result
 from contract.runspec import RunSpec
+from contract.signing import Signed
 from contract.store import ObjectStore
 from peer_agent import signals as s
 from peer_agent.rules import excluded_ranks, reason_to_end
@@ -42,8 +44,12 @@ class Replica(Protocol):
 class Recovery:
     """Brings one peer to where its run stands."""
 
-    def __init__(self, spec: RunSpec, rank: int, store: ObjectStore, replica: Replica) -> None:
-        self._spec, self._rank, self._store, self._replica = spec, rank, store, replica
+    def __init__(
+        self, spec: RunSpec, rank: int, store: ObjectStore, replica: Replica, vouch: Callable[[Signed], None]
+    ) -> None:
+        """`vouch` raises CorruptObject for a record of this run that is not its writer's; keys of earlier runs are
+        nobody's any more."""
+        self._spec, self._rank, self._store, self._replica, self._vouch = spec, rank, store, replica, vouch
 
     def catch_up(self) -> tuple[s.CaughtUp, int]:
         """Where the run stands, and how many rounds were applied to get there. Raises ObjectMissing, CorruptObject."""
@@ -56,6 +62,8 @@ class Recovery:
         raise AssertionError("unreachable")
 
     def _from(self, start: Start) -> tuple[s.CaughtUp, int]:
+        if start.checkpoint is not None and start.checkpoint.run == self._spec.run:
+            self._vouch(start.checkpoint)
         found = [(step, *self._read(step)) for step in (*start.inherited, *start.own)]
         due = [(step, commit, result) for step, commit, result in found if result is not None]
         if len(due) < len(start.inherited):
@@ -88,4 +96,6 @@ class Recovery:
         for record in (commit, result):
             if record is not None and (record.run, record.round) != (step.places.run, step.round):
                 raise CorruptObject(f"{step.places.commit(step.round)} is not the record of round {step.round}")
+            if record is not None and record.run == self._spec.run:
+                self._vouch(record)
         return commit, result

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum
 
-from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, WeightsMismatch
+from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
 from contract.records import Commit, MemberRef, Result, Stop
 from peer_agent import signals as s
 from peer_agent.attendance import Attendance
@@ -187,6 +187,7 @@ class RoundMachine:
         self._validation: tuple[float, float | None] | None = None  # loss and accuracy, in the closing round
         self._validating = False
         self._applying = False
+        self._void: set[int] = set()  # ranks whose contributions the commit lists and nobody can apply
         self._late = False  # the round's deadline has passed
         self._looks = 0
 
@@ -211,11 +212,10 @@ class RoundMachine:
         elif self.phase is Phase.APPLYING and self._commit is not None:
             if header.digest not in {contributor.digest for contributor in self._commit.contributors}:
                 return  # on its way when the commit came, which lists another
-            if reason := self.gathering.unfit(header):
-                text = f"commit {self.round} lists a contribution of peer {header.rank} that does not fit: {reason}"
-                yield self._fail(CorruptObject(text))
-                return
             self.gathering.keep(header)
+            if reason := self.gathering.unfit(header):
+                self._void.add(header.rank)
+                yield s.Reject(reason, None, header.round, header)
             yield from self._apply_when_all_held()
 
     def _hold_failed(self, event: s.HoldFailed) -> Iterator[s.Command]:
@@ -330,10 +330,10 @@ class RoundMachine:
     def _apply_when_all_held(self) -> Iterator[s.Command]:
         assert self._commit is not None
         listed = sorted(self._commit.contributors, key=lambda contributor: contributor.rank)
-        headers = tuple(self.gathering.held[c.rank] for c in listed if c.rank in self.gathering.held)
-        if len(headers) == len(listed) and not self._applying:
+        held = self.gathering.held
+        if all(c.rank in held for c in listed) and not self._applying:
             self._applying = True
-            yield s.Apply(self._commit, headers)
+            yield s.Apply(self._commit, tuple(held[c.rank] for c in listed if c.rank not in self._void))
 
     def _applied(self, event: s.Applied) -> Iterator[s.Command]:
         if event.round != self.round or self.phase is not Phase.APPLYING or self._commit is None:

@@ -332,7 +332,10 @@ class FindCommit:
 
 @dataclass(frozen=True)
 class Apply:
-    """Feed a commit to convergence and apply its contributions in rank order; answered by Applied."""
+    """Feed a commit to convergence and apply its contributions in rank order, as far as they fit; answered by Applied.
+
+    What a commit lists and nobody can apply counts for nothing, for everyone alike.
+    """
 
     commit: Commit
     headers: tuple[FrameHeader, ...]
