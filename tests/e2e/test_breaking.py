@@ -124,6 +124,7 @@ def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplac
     assert not (lonely_workplace.path / "runs").exists()
 
 
+@pytest.mark.timeout(300)  # three runs
 def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Workplace) -> None:
     process = start(workplace)
     started = descendants(process)
@@ -160,10 +161,11 @@ def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Work
 
 
 @pytest.mark.slow  # tests/chaos has dead peers in every phase of a round
+@pytest.mark.timeout(400)
 def test_a_killed_peer_is_started_again_and_the_run_ends_well(lonely_workplace: Workplace) -> None:
     process = start(lonely_workplace, epochs=12)
     victim(process, 1).kill()
-    output, errors = process.communicate(timeout=150)
+    output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert "peer 1 was killed by signal 9; started again" in output
     summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
@@ -174,10 +176,11 @@ def test_a_killed_peer_is_started_again_and_the_run_ends_well(lonely_workplace: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_peer_that_is_not_started_again_is_lost_and_the_others_end_well(lonely_workplace: Workplace) -> None:
     process = start(lonely_workplace, "--set", "membership.restarts=0", epochs=6)
     victim(process, 1).kill()
-    _, errors = process.communicate(timeout=150)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
     assert (summary["peers_lost"], summary["lost_ranks"], summary["restarts"]) == (1, [1], {})
@@ -228,12 +231,13 @@ def test_ctrl_c_while_the_servers_start_stops_them(lonely_workplace: Workplace) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_killed_servers_are_started_again_and_the_weights_are_the_same(lonely_workplace: Workplace) -> None:
     process = start(lonely_workplace, epochs=12)
     server(process, "ministack").kill()
     wait_for(lambda: rounds_of(lonely_workplace.path / "run") >= 12, "rounds after MiniStack's death", 60)
     server(process, "beam.smp").kill()
-    output, errors = process.communicate(timeout=150)
+    output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     for name in ("MiniStack", "RabbitMQ"):
         assert f"{name} answers again" in output
