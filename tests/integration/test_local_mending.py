@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from contract.clock import SystemClock
+from contract.config import ComputeConfig, RunConfig
 from contract.errors import LocalStackError
 from contract.keys import Place
 from contract.store import S3Store
@@ -22,6 +23,7 @@ from infra.local import ministack, rabbitmq
 from infra.local.cloud import S3_FOLDER, LocalCloud
 from infra.local.mending import MOST_RESTARTS
 from infra.local.processes import Starting
+from peerless.launch.resources import LocalResources, places_for
 from tests.processes import wait_for
 
 
@@ -89,6 +91,25 @@ def test_a_killed_ministack_comes_back_with_its_objects_and_their_conditions(
         with pytest.raises(ClientError, match="PreconditionFailed"):
             s3.put_object(Bucket="bucket", Key="runs/r/members/0000.json", Body=b"second", **condition)
     s3.put_object(Bucket="bucket", Key="runs/r/members/0000.json", Body=b"second", IfMatch=tag)
+
+
+def test_function_and_state_machines_of_a_run_are_made_once_more(cloud: LocalCloud, notes: list[str]) -> None:
+    """The same names, hence the same ARNs; the bucket is there already, and the workers have gone on."""
+    config = RunConfig(peers=2, compute=ComputeConfig(state_machine="inline_map"))
+    resources = LocalResources(cloud, places_for("mended-r2", 2, cloud.region), "mended")
+    machines = resources.provide(config, (2, 2), {}, 1)
+    assert [arn.rpartition(":")[2] for arn in machines] == ["peerless-mended-0", "peerless-mended-1"]
+    assert resources.provide(config, (2, 2), {}, 1) == machines, "as when the run is taken up on the same servers"
+    kill(cloud, ministack.NAME)
+    mended(cloud, notes, ministack.NAME, lambda _: resources.restore())
+    states = cloud.client("stepfunctions")
+    assert [states.describe_state_machine(stateMachineArn=arn)["status"] for arn in machines] == ["ACTIVE"] * 2
+    assert cloud.client("lambda").get_function(FunctionName="peerless-mended-gradient")
+    assert resources.counters()["workers_started"] == 1
+    resources.remove(keep_buckets=True)
+    buckets = {bucket["Name"] for bucket in cloud.client("s3").list_buckets()["Buckets"]}
+    assert states.list_state_machines()["stateMachines"] == []
+    assert "peerless-mended-r2-run" not in buckets, "it was empty, and MiniStack finds no empty bucket again"
 
 
 def test_a_server_that_keeps_dying_is_given_up_by_its_name(tmp_path: Path, notes: list[str], broker_url: str) -> None:
