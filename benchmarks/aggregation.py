@@ -36,7 +36,7 @@ from contract.tensors import Entry, Layout
 F32 = NDArray[np.float32]
 
 PEERS, BYZANTINE, ELEMENTS, CODEC = 16, 3, 25_000_000, "qsgd4"
-#: Repetitions in one process, of which the first one's memory counts and the median time.
+#: Repetitions in one process, aggregating and copying in turns: the first one's memory counts, and the median times.
 TURNS = 3
 #: Values that plain NumPy takes at a time.
 BLOCK = 1 << 19
@@ -106,8 +106,7 @@ def make_frames(folder: Path, elements: int) -> None:
 def frames(folder: Path, elements: int) -> Iterator[wire.Frame]:
     """The frames in rank order, one in memory at a time."""
     for rank in range(PEERS):
-        blob = (folder / str(rank)).read_bytes()
-        yield wire.decode(blob, expected_elements=elements, expected_buffers_bytes=0)
+        yield wire.decode((folder / str(rank)).read_bytes(), expected_elements=elements, expected_buffers_bytes=0)
 
 
 def aggregate(strategy: str, folder: Path, elements: int) -> F32:
@@ -134,26 +133,24 @@ def measure(strategy: str, folder: Path) -> Measured:
     with tempfile.TemporaryDirectory(prefix="peerless-bench-") as small:
         make_frames(Path(small), 4096)
         aggregate(strategy, Path(small), 4096)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    start = clock.monotonic()
-    gradient = aggregate(strategy, folder, ELEMENTS)
-    seconds = [clock.monotonic() - start]
-    peak = resident("VmHWM")
-    gradient.tofile(folder / "gradient")
-    copy = np.zeros_like(gradient)
-    copying = []
-    for _ in range(TURNS):
+    seconds, copying, models = [], [], 0.0
+    copy: F32 = np.empty(0, np.float32)
+    for turn in range(TURNS):
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        start = clock.monotonic()
+        gradient = aggregate(strategy, folder, ELEMENTS)
+        seconds.append(clock.monotonic() - start)
+        if turn == 0:
+            models = (resident("VmHWM") - before) / gradient.nbytes
+            gradient.tofile(folder / "gradient")
+            copy = np.zeros_like(gradient)
         start = clock.monotonic()
         for _ in range(PEERS):
             np.copyto(copy, gradient)
         copying.append(clock.monotonic() - start)
-    for _ in range(TURNS - 1):
-        start = clock.monotonic()
         del gradient
-        gradient = aggregate(strategy, folder, ELEMENTS)
-        seconds.append(clock.monotonic() - start)
-    return Measured((peak - before) / gradient.nbytes, statistics.median(seconds), statistics.median(copying))
+    return Measured(models, statistics.median(seconds), statistics.median(copying))
 
 
 def resident(field: str) -> int:
