@@ -18,7 +18,7 @@ from pika.channel import Channel
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
-from peer_agent.exchange.connecting import FAULTS, PRECONDITION_FAILED
+from peer_agent.exchange.connecting import CONNECT_TIMEOUT_SECONDS, FAULTS, PRECONDITION_FAILED
 from peer_agent.exchange.inboxes import TO_OTHERS, Inboxes, to_one
 
 #: Deliveries on their way and not acknowledged: 64 frames of 256 KiB are 16 MiB at most.
@@ -27,6 +27,8 @@ PREFETCH = 64
 CLOSE_SECONDS = 5.0
 #: The same for a connection that is given up anyway.
 ABANDON_SECONDS = 0.5
+#: pika closes its sockets some turns after it has said that they are.
+_LAST_TURNS = 5
 
 CONTENT_TYPES = {"frame": "application/octet-stream"}
 TRANSIENT, PERSISTENT = 1, 2
@@ -150,11 +152,12 @@ class Session:
     def connect(self) -> bool:
         """Connect and open both channels; False when stopped meanwhile."""
         outcome: list[Any] = []
-        workflow = SelectConnection.create_connection([self._parameters], outcome.append, self._loop)
+        SelectConnection.create_connection([self._parameters], outcome.append, self._loop)
         if not self.wait(lambda: bool(outcome)):
-            workflow.abort()
-            self._patiently(ABANDON_SECONDS, lambda: bool(outcome))
-            return False
+            # An attempt can be called off, but in the middle of its handshake pika fails at that.
+            self._patiently(CONNECT_TIMEOUT_SECONDS, lambda: bool(outcome))
+            if not outcome:
+                return False
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         connection: SelectConnection = outcome[0]
@@ -251,6 +254,10 @@ class Session:
             if self._connection is not None:
                 with contextlib.suppress(*FAULTS):
                     self._close(ABANDON_SECONDS)
+            for _ in range(_LAST_TURNS):
+                self.wake()
+                self._loop.poll()
+                self._loop.process_timeouts()
         finally:
             self._loop.close()
 
