@@ -50,6 +50,8 @@ def accuracy(prepare: Prepare, attack: str = "", aggregator: str = "mean") -> fl
         batches_per_round=1,
         optimizer={"lr": 0.5, "momentum": 0.0},
         aggregation=aggregation,
+        exchange={"poll_seconds": 5.0},
+        membership={"heartbeat_seconds": 1.0, "heartbeat_timeout_seconds": 30.0},
     )
     fleet.start(plan(attacks=dict.fromkeys(LIARS, attack)) if attack else None)
     reports = fleet.end()

@@ -82,7 +82,7 @@ def test_the_others_go_on_and_it_comes_back(prepare: Prepare, rank: int, at: str
     assert fleet.process(rank).status is None
     fleet.interrupt()
     assert_together(fleet)
-    assert fleet.reports()[rank].incarnation == 2
+    assert fleet.report(rank).incarnation == 2
     contributed = {(c.rank, c.incarnation) for commit in fleet.commits() for c in commit.contributors}
     assert contributed == {(other, 1) for other in range(4)} | {(rank, 2)}
     assert not any(
@@ -102,7 +102,7 @@ def test_who_comes_back_before_it_is_dropped_changes_nothing(prepare: Prepare, u
     assert [[c.rank for c in commit.contributors] for commit in fleet.commits()[:-1]] == (
         [[0, 1, 2, 3]] * fleet.spec.rounds_limit
     )
-    assert fleet.reports()[1].incarnation == 2
+    assert fleet.report(1).incarnation == 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from tests.chaos.conftest import Prepare
 from tests.chaos.fleet import Fleet
 from tests.chaos.test_connections import through
 
+#: What a message did not bring is looked for soon.
+OFTEN = {"poll_seconds": 0.3}
 SEEDS = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 
 
@@ -33,7 +35,7 @@ def start(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_messages_go_astray(prepare: Prepare, undisturbed: str, local_cloud: LocalCloud, seed: int) -> None:
-    fleet = prepare()
+    fleet = prepare(exchange=OFTEN)
     with ExitStack() as stack:
         proxies = start(fleet, local_cloud.broker_url, stack, seed, drop=0.15, double=0.2, delay=0.2)
         reports = fleet.end()
@@ -50,7 +52,7 @@ def test_messages_go_astray(prepare: Prepare, undisturbed: str, local_cloud: Loc
 @pytest.mark.slow
 def test_no_message_arrives_at_all(prepare: Prepare, undisturbed: str, local_cloud: LocalCloud) -> None:
     """S3 alone carries the run, though all believe in their broker."""
-    fleet = prepare()
+    fleet = prepare(exchange=OFTEN)
     with ExitStack() as stack:
         proxies = start(fleet, local_cloud.broker_url, stack, 1, drop=1.0)
         reports = fleet.end()
@@ -60,7 +62,7 @@ def test_no_message_arrives_at_all(prepare: Prepare, undisturbed: str, local_clo
 
 @pytest.mark.slow
 def test_asynchronous_peers_bear_it_too(prepare: Prepare, local_cloud: LocalCloud) -> None:
-    fleet = prepare(mode="async")
+    fleet = prepare(mode="async", exchange=OFTEN)
     with ExitStack() as stack:
         start(fleet, local_cloud.broker_url, stack, 1, drop=0.15, double=0.2, delay=0.2)
         reports = fleet.end()

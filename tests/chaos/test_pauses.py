@@ -51,4 +51,4 @@ def test_a_twin_that_wakes_up_stops_itself(prepare: Prepare, rank: int, at: str)
     own = [c.round for c in commits for peer in c.contributors if (peer.rank, peer.incarnation) == (rank, 1)]
     assert own == list(range(last_own + 1))
     assert not any((c.writer.rank, c.writer.incarnation) == (rank, 1) for c in commits[ROUND:])
-    assert fleet.reports()[rank].incarnation == 2
+    assert fleet.report(rank).incarnation == 2
