@@ -36,8 +36,10 @@ class ErrorFeedback:
         self.includes_next = False
         """Whether the residual includes the gradient that `encode` gets next (`load`)."""
 
-    def encode(self, gradient: F32, seed: int) -> bytes:
+    def encode(self, gradient: F32, seed: int, codec: GradientCodec | None = None) -> bytes:
         """Bytes of `gradient` (n,) plus the residual, all of which is the residual until `taken` says otherwise.
+
+        `codec` stands in for the one that is usual where contributions are cut into shards.
 
         Raises NonFiniteGradient, also where the sum leaves float32's range; the residual is what it was then.
         """
@@ -46,17 +48,17 @@ class ErrorFeedback:
         else:
             with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
                 owed = gradient.copy() if self._residual is None else gradient + self._residual
-        payload = self._codec.encode(owed, seed)
+        payload = (codec or self._codec).encode(owed, seed)
         self._residual, self.includes_next = owed, False
         return payload
 
-    def taken(self, payload: Blob) -> None:
+    def taken(self, payload: Blob, codec: GradientCodec | None = None) -> None:
         """A round has applied `payload` as this peer's contribution: the residual is what it lacks.
 
         These need not be the bytes that `encode` gave. Raises CorruptObject; the residual is what it was then.
         """
         rest = np.zeros(self._elements, np.float32) if self._residual is None else self._residual
-        self._codec.accumulate(payload, rest, -1.0)
+        (codec or self._codec).accumulate(payload, rest, -1.0)
         self._residual = rest if rest.any() else None
 
     @property

@@ -155,6 +155,19 @@ class Heartbeat(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reduced(Record):
+    """All averages of a round's shards lie in S3: a message of the commit's writer, which nothing depends on."""
+
+    NAME: ClassVar[str] = "word that a round is reduced"
+
+    version: int = 1
+    run: str
+    round: int
+    writer: MemberRef
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
     """The state from which `round` starts: of the run as a whole, and of each member's own.
 

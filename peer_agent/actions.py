@@ -20,10 +20,12 @@ from contract.clock import Clock
 from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
 from contract.events import EventLog
+from contract.extensions import MAX_SHARDS
 from contract.objective import Evaluation
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
+from contract.sharding import Sharding
 from contract.signing import SigningKey
 from contract.tensors import Buffers, Layout
 from contract.wire import FrameHeader
@@ -34,6 +36,7 @@ from peer_agent.barrier import WeightsShelf
 from peer_agent.conduct import CONTENT
 from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
+from peer_agent.exchange.topology import Topology, topology
 from peer_agent.membership import Fence
 from peer_agent.meter import Meter
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
@@ -85,6 +88,10 @@ class _Own:
     validate: bool
     gradient: RoundGradient | None = None
     validation: Evaluation | None = None
+
+
+#: Bytes that a shard's payload may have beyond its part of the whole one's.
+SHARD_OVERHEAD = 256
 
 
 class Reception:
@@ -173,8 +180,28 @@ class Actions:
             elements=self.layout.elements,
             buffers_bytes=self.layout.buffers_bytes,
             samples_max=max(self.spec.samples),
-            payload_max=codec(self.spec.config.exchange.codec).encoded_bytes(self.layout.elements),
+            sharded=self.topology.shards([0]) > 0,
+            payload_max=self._payload_max,
         )
+
+    @property
+    def topology(self) -> Topology:
+        """How contributions come together."""
+        return topology(self.spec.config.exchange.topology)
+
+    @property
+    def _payload_max(self) -> int:
+        """Bytes of the longest contribution: each shard has a header and a rounded end of its own."""
+        whole = codec(self.spec.config.exchange.codec).encoded_bytes(self.layout.elements)
+        return whole if self.topology.shards([0]) == 0 else whole + MAX_SHARDS * SHARD_OVERHEAD
+
+    def sharding(self) -> Sharding | None:
+        """How this round's contributions are cut; None where they stay whole."""
+        return None
+
+    def recipient(self) -> int | None:
+        """Whom this round's contributions are announced to; None for everyone."""
+        return None
 
     def execute(self, command: s.Command) -> Iterable[s.Event]:
         """Carry out a command."""
@@ -248,12 +275,14 @@ class Actions:
             return []
         self._own = None
         with self.ports.metrics.stage("send", own.round) as stage:
-            made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation)
+            made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation, self.sharding())
             self.fence.check()
             header, frame = self.contributions.store_own(made)
             message = self.contributions.announcement(frame)
-            self.ports.exchange.publish("frame", message)
-            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1)
+            to = self.recipient()
+            if to != self.me.rank:
+                self.ports.exchange.publish("frame", message, to)
+            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1 if to is None else 1)
         self.reception.begin(own.round)
         return [s.ContributionHeld(header)]
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from contract.errors import CorruptObject
+from contract.errors import CorruptObject, ObjectMissing
 from contract.history import History, Start, Step
+from contract.keys import Places
 from contract.objective import Evaluation
 from contract.records import Commit, Member, MemberRef, Record, Result
 from contract.runspec import RunSpec
+from contract.sharding import Sharding
 from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.actions import Actions, Ports
@@ -18,8 +20,9 @@ from peer_agent.barrier import Retention
 from peer_agent.checkpoint import Checkpoints, capture_common, capture_own, restore_common, restore_own
 from peer_agent.convergence import ConvergenceState
 from peer_agent.recovery import Recovery
+from peer_agent.reducing import Reducing
 from peer_agent.round import RoundMachine
-from peer_agent.rules import RoundRules, excluded_ranks
+from peer_agent.rules import RoundRules, excluded_ranks, shards_of
 
 
 class SyncActions(Actions):
@@ -40,6 +43,17 @@ class SyncActions(Actions):
             fence=self.fence.check,
             sign=ports.key.sign,
         )
+        self.reducing = Reducing(
+            spec,
+            self.layout,
+            self.me,
+            store=ports.store,
+            spool=self.spool,
+            trust=self.trust,
+            exchange=ports.exchange,
+            events=ports.events,
+            fence=self.fence.check,
+        )
         self._stands_at = spec.first_round  # the round that starts from the weights as they are
         self._last: Commit | None = None
         self._before_closing: ConvergenceState | None = None
@@ -53,6 +67,7 @@ class SyncActions(Actions):
                 frames=self.frame_rules,
                 quorum=spec.config.membership.quorum,
                 checkpoint_every=every,
+                topology=self.topology,
             )
         )
 
@@ -83,6 +98,13 @@ class SyncActions(Actions):
             case s.FindCommit(round):
                 found = self.records.commit(round)
                 return [s.CommitMissing(round) if found is None else s.CommitFound(found)]
+            case s.MakeShard(commit, shard):
+                return self.reducing.make(commit, shard, self.update)
+            case s.FindShards(round, shards):
+                return self.reducing.listed(round, shards)
+            case s.AnnounceReduced(round):
+                self.reducing.announce(round)
+                return []
             case s.Apply(commit, headers):
                 return self._apply(commit, headers)
             case s.WriteResult(round, weights_sha256):
@@ -152,10 +174,11 @@ class SyncActions(Actions):
         """Apply a commit of the past (`recovery.Replica`)."""
         own_run = step.places.run == self.spec.run
         places = None if own_run else step.places
-        headers = tuple(self.contributions.fetch(listed, commit.round, places) for listed in commit.contributors)
+        whole = () if shards_of(commit) else commit.contributors
+        headers = tuple(self.contributions.fetch(listed, commit.round, places) for listed in whole)
         loss, base = commit.validation_loss, self.update.weights_sha256
         stop = "" if loss is None else self.decide(commit.round, base, loss)
-        self._step(commit, headers)
+        self._step(commit, headers, places)
         if self.update.weights_sha256 != result.weights_sha256:
             self.update.adopt(*self.shelf.get(result.weights_sha256, step.places))
         self.spool.forget_through(commit.round)
@@ -202,9 +225,14 @@ class SyncActions(Actions):
         return []
 
     def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> Iterable[s.Event]:
+        sharding = self.sharding()
         for member in members:
             try:
-                found = self.contributions.find(round, member)
+                if sharding is None:
+                    found = self.contributions.find(round, member)
+                else:
+                    header = self.reducing.find(round, member, sharding.shards)
+                    found = None if header is None else (header, b"")
             except CorruptObject:
                 self.reject("corrupt", member.rank, round)
                 continue
@@ -215,13 +243,14 @@ class SyncActions(Actions):
     def _apply(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> Iterable[s.Event]:
         self.reception.end()
         base = self.update.weights_sha256
-        total = sum(header.samples for header in headers)
-        losses = [header.loss * header.samples for header in headers if header.loss is not None]
+        listed = commit.contributors
+        total = sum(contributor.samples for contributor in listed)
+        losses = [c.loss * c.samples for c in listed if c.loss is not None]
         fields = {
-            "contributors": [header.rank for header in headers],
+            "contributors": [contributor.rank for contributor in listed],
             "writer": commit.writer.rank,
             "samples": total,
-            "loss": sum(losses) / total if total and len(losses) == len(headers) else None,
+            "loss": sum(losses) / total if total and len(losses) == len(listed) else None,
             "validation_loss": commit.validation_loss,
             "validation_accuracy": commit.validation_accuracy,
             "final": commit.final,
@@ -238,9 +267,36 @@ class SyncActions(Actions):
         excluded = self.trust.proven(commit, self.contributions.read, self.contributions.use)
         return [s.Applied(commit.round, self.update.weights_sha256, stop, excluded)]
 
-    def _step(self, commit: Commit, headers: tuple[FrameHeader, ...]) -> None:
+    def sharding(self) -> Sharding | None:
+        """How this round's contributions are cut; None where they stay whole."""
+        shards = self.topology.shards([member.rank for member in self.machine.members])
+        return self.reducing.sharding(shards) if shards else None
+
+    def recipient(self) -> int | None:
+        """Whom this round's contributions are announced to; None for everyone."""
+        leader = self.machine.leader.rank
+        return self.topology.recipient("frame", leader=leader, writer=leader)
+
+    def hold(self, header: FrameHeader, body: bytes, sender: int | None) -> Sequence[s.Event]:
+        """Keep a frame that fits; of one in shards, its header, once S3 is seen to hold it."""
+        sharding = self.sharding()
+        if sharding is None:
+            return super().hold(header, body, sender)
+        try:
+            self.reception.received(self.reducing.confirm(header, sharding.shards))
+        except (ObjectMissing, CorruptObject) as error:
+            reason = "missing" if isinstance(error, ObjectMissing) else "corrupt"
+            return [*self.reject(reason, sender, header.round), s.HoldFailed(header)]
+        return [s.ContributionHeld(header)]
+
+    def _step(self, commit: Commit, headers: tuple[FrameHeader, ...], places: Places | None = None) -> None:
         headers = self.contributions.usable(headers)
-        if headers:
+        if shards_of(commit):
+            with self.ports.metrics.stage("update", commit.round) as stage:
+                stage.bytes_in += self.reducing.apply(commit, self.update, places)
+                own = self.contributions.own(commit)
+                self.contributions.settle([] if own is None else [own])
+        elif headers:
             with self.ports.metrics.stage("update", commit.round):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)

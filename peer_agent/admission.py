@@ -20,6 +20,8 @@ class FrameRules:
     buffers_bytes: int
     samples_max: int = 2**63 - 1
     """More samples than any peer has; whoever claims more wants to own the mean."""
+    sharded: bool = False
+    """Whether contributions are cut into shards."""
     payload_max: int = 2**63 - 1
     """Bytes of the longest payload, so that nothing larger is fetched."""
 
@@ -27,6 +29,8 @@ class FrameRules:
         """Why `header` cannot be a contribution to this run at all, or None."""
         if header.run != self.run:
             return "run"
+        if (header.table is not None) != self.sharded:
+            return "shards"
         if header.kind is not Kind.UPDATE or header.shards != 1 or header.shard != 0 or header.group != 0:
             return "kind"
         if header.codec != self.codec:

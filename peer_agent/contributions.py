@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from contract import wire
-from contract.codec import codec
+from contract.codec import GradientCodec, codec
 from contract.errors import CorruptObject, NonFiniteGradient, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
 from contract.keys import Place, Places
 from contract.objective import Evaluation
-from contract.records import Contributor, MemberRef
+from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
+from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
@@ -58,15 +59,25 @@ class Contributions:
         self.raw_bytes = 0
         self.encoded_bytes = 0
 
-    def make(self, round: int, base_weights: str, gradient: RoundGradient, validation: Evaluation | None) -> bytes:
-        """The frame of this peer's contribution. Raises NonFiniteGradient.
+    def make(
+        self,
+        round: int,
+        base_weights: str,
+        gradient: RoundGradient,
+        validation: Evaluation | None,
+        sharding: Sharding | None = None,
+    ) -> bytes:
+        """The frame of this peer's contribution, cut as `sharding` says. Raises NonFiniteGradient.
 
         The seed of the rounding differs between peers and rounds, or their errors would add up instead of averaging
         out; it depends on nothing else, so the same run gives the same bytes (invariant 8).
         """
         seed = public_seed(self._spec.config.seed, "rounding", self._me.rank, round)
-        encoder = self._codec if self.feedback is None else self.feedback
-        payload = encoder.encode(gradient.gradient, seed)
+        used = self._codec if sharding is None else sharding.codec
+        if self.feedback is None:
+            payload = used.encode(gradient.gradient, seed)
+        else:
+            payload = self.feedback.encode(gradient.gradient, seed, used)
         self.made = round
         header = FrameHeader(
             kind=wire.Kind.UPDATE,
@@ -84,7 +95,9 @@ class Contributions:
             elements=self._layout.elements,
             extensions=() if validation is None else (wire.accuracy_extension(validation.accuracy),),
         )
-        frame = self._sign(wire.encode(header, payload, pack_buffers(self._layout, gradient.buffers)))
+        buffers = pack_buffers(self._layout, gradient.buffers)
+        encode = wire.encode if sharding is None else sharding.frame
+        frame = self._sign(encode(header, payload, buffers))
         self.raw_bytes += gradient.gradient.nbytes
         self.encoded_bytes += len(frame) - self._layout.buffers_bytes
         return frame
@@ -115,11 +128,12 @@ class Contributions:
         if self.feedback is None:
             return
         for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self.made):
-            self.feedback.taken(frame.payload)
+            self.feedback.taken(frame.payload, self._codec_of(frame.header))
 
     def announcement(self, frame: bytes) -> bytes:
         """What a message about the frame carries: all of it, or its header where that would be too large."""
-        return frame if len(frame) <= self._spec.config.exchange.inline_bytes else wire.header_part(frame)
+        whole = len(frame) <= self._spec.config.exchange.inline_bytes and wire.decode_header(frame).table is None
+        return frame if whole else wire.header_part(frame)
 
     def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
         """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject."""
@@ -148,7 +162,7 @@ class Contributions:
 
     def use(self, frame: Frame) -> None:
         """Raises CorruptObject, NonFiniteGradient or WeightsMismatch for a frame of which no gradient can be made."""
-        codec(frame.header.codec).decode(frame.payload, self._layout.elements)
+        self._codec_of(frame.header).decode(frame.payload, self._layout.elements)
         buffers = unpack_buffers(self._layout, frame.buffers)
         if not all(np.isfinite(value).all() for value in buffers.values() if np.issubdtype(value.dtype, np.floating)):
             raise CorruptObject("a buffer holds NaN or infinity")
@@ -204,6 +218,14 @@ class Contributions:
         for header in headers:
             yield self._decode(self._spool.read(header), header.digest)
 
+    def own(self, commit: Commit) -> FrameHeader | None:
+        """The header of what a commit lists of this process's own, while it is in the spool."""
+        for listed in commit.contributors:
+            frame = self._spool.find(listed.digest) if listed.rank == self._me.rank else None
+            if frame is not None:
+                return wire.decode_header(frame)
+        return None
+
     def delete(self, round: int, members: Iterable[MemberRef]) -> None:
         """Remove contributions that nobody needs any more from S3."""
         self._store.delete([self.place(round, member) for member in members])
@@ -211,6 +233,11 @@ class Contributions:
     def place(self, round: int, member: MemberRef) -> Place:
         """Where a member's contribution to `round` lies."""
         return self._spec.places.contribution(round, member.rank, member.incarnation)
+
+    def _codec_of(self, header: FrameHeader) -> GradientCodec:
+        """What decodes a contribution's payload, be it cut or whole."""
+        inner = codec(header.codec)
+        return inner if header.table is None else Sharding(self._layout, inner, len(header.table)).codec
 
     def read(self, header: FrameHeader) -> bytes | None:
         """What S3 holds as the contribution that a header names, or None."""

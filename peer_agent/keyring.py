@@ -83,6 +83,10 @@ class Keyring:
         """The public key of a process, or None."""
         return self._keys.get(member)
 
+    def all(self) -> tuple[str, ...]:
+        """Every public key that is known; the latest come first."""
+        return tuple(reversed(self._keys.values()))
+
     def lacks(self, member: MemberRef) -> Verdict:
         """None when the key of `member` is known; `unknown_key` when no look at S3 could bring it."""
         if member in self._keys:

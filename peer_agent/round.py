@@ -2,6 +2,7 @@
 
     JOINING --all members seen, or a run under way caught up with--> COLLECTING(t)
     COLLECTING(t) --commit t found--> APPLYING(t) --applied--> BARRIER(t) --result t agrees--> COLLECTING(t + 1)
+    COLLECTING(t) --commit t found, contributions in shards--> REDUCING(t) --every shard averaged--> APPLYING(t)
     APPLYING(t) --commit without contributions, final--> ENDED          BARRIER(t) --final, or converged--> ENDED
 
 Round numbers count from 0. `base` is the hash of the weights that a round starts from, W_t in docs/protocol.md. The
@@ -21,7 +22,7 @@ from peer_agent import signals as s
 from peer_agent.attendance import Attendance
 from peer_agent.gathering import Gathering
 from peer_agent.membership import Roster, ranks_named
-from peer_agent.rules import RoundRules, reason_to_end
+from peer_agent.rules import TAKEOVER_LOOKS, RoundRules, reason_to_end, shards_of
 
 
 class Phase(Enum):
@@ -29,6 +30,7 @@ class Phase(Enum):
 
     JOINING = "joining"
     COLLECTING = "collecting"
+    REDUCING = "reducing"
     APPLYING = "applying"
     BARRIER = "barrier"
     ENDED = "ended"
@@ -62,6 +64,8 @@ class RoundMachine:
             s.Validated: self._validated,
             s.CommitFound: self._commit_found,
             s.CommitMissing: self._commit_missing,
+            s.ShardsSeen: self._shards_seen,
+            s.AllReduced: self._all_reduced,
             s.Applied: self._applied,
             s.ResultFound: self._result_found,
             s.ResultMissing: self._result_missing,
@@ -188,6 +192,9 @@ class RoundMachine:
         self._validating = False
         self._applying = False
         self._void: set[int] = set()  # ranks whose contributions the commit lists and nobody can apply
+        self._shards: frozenset[int] = frozenset()  # whose averages lie in S3
+        self._making: frozenset[int] = frozenset()  # that this peer has set out to average
+        self._reduced = False  # somebody says that they all do
         self._late = False  # the round's deadline has passed
         self._looks = 0
 
@@ -237,6 +244,8 @@ class RoundMachine:
                 yield from self._commit_in_turn()
         elif self.phase is Phase.COLLECTING and self.validator == self._seat:
             yield from self._validate()
+        elif self.phase is Phase.REDUCING:
+            yield from self._reduce()
         elif self.phase is Phase.BARRIER and self._result is None and self.leader == self._seat:
             yield from self._write_result()
 
@@ -281,6 +290,7 @@ class RoundMachine:
             validation=self._validation or self._validation_of_frames(),
             stop=self.stop,
             excluded=self.attendance.excluded | self.attendance.guilty,
+            shards=self.rules.topology.shards([member.rank for member in self.members]),
         )
 
     def _validation_of_frames(self) -> tuple[float, float | None] | None:
@@ -308,13 +318,51 @@ class RoundMachine:
         if error := self._refusal(commit):
             yield self._fail(error)
             return
-        self.phase, self._commit = Phase.APPLYING, commit
+        self._commit = commit
+        if shards_of(commit):
+            self.phase, self._looks = Phase.REDUCING, 0
+            yield from self._reduce()
+            return
+        self.phase = Phase.APPLYING
         for contributor in commit.contributors:
             held = self.gathering.held.get(contributor.rank)
             if held is None or held.digest != contributor.digest:
                 self.gathering.held.pop(contributor.rank, None)
                 yield s.Fetch(commit.round, contributor)
         yield from self._apply_when_all_held()
+
+    # -------------------------------------------------------------------------------------------------- reducing
+
+    def _reduce(self) -> Iterator[s.Command]:
+        """Apply once all averages are there; until then make those whose turn is this peer's."""
+        assert self._commit is not None
+        count = shards_of(self._commit)
+        missing = [shard for shard in range(count) if shard not in self._shards]
+        if not missing and self._commit.writer == self.rules.me and not self._reduced:
+            yield s.AnnounceReduced(self.round)
+        if not missing or self._reduced or self._result is not None:
+            self.phase, self._applying = Phase.APPLYING, True
+            yield s.Apply(self._commit, ())
+            return
+        live = {member.rank for member in self._commit.members} - self.attendance.silent
+        for shard in (shard for shard in missing if shard not in self._making):
+            makers = self.rules.topology.makers(shard, [member.rank for member in self.members], live)
+            mine = makers.index(self.rules.me.rank) if self.rules.me.rank in makers else len(makers)
+            if self._looks >= TAKEOVER_LOOKS * mine:
+                self._making |= {shard}
+                yield s.MakeShard(self._commit, shard)
+
+    def _shards_seen(self, event: s.ShardsSeen) -> Iterator[s.Command]:
+        if event.round == self.round:
+            self._shards |= event.shards
+            if self.phase is Phase.REDUCING:
+                yield from self._reduce()
+
+    def _all_reduced(self, event: s.AllReduced) -> Iterator[s.Command]:
+        if event.round == self.round:
+            self._reduced = True
+            if self.phase is Phase.REDUCING:
+                yield from self._reduce()
 
     def _refusal(self, commit: Commit) -> PeerlessError | None:
         """Why this process cannot go on with a commit, or None."""
@@ -364,6 +412,8 @@ class RoundMachine:
         self._result = result
         if self.phase is Phase.COLLECTING:
             yield s.FindCommit(self.round)  # its message is late or lost, but the record exists
+        elif self.phase is Phase.REDUCING:
+            yield from self._reduce()
         elif self.phase is Phase.BARRIER:
             yield from self._compare(result)
 
@@ -415,6 +465,9 @@ class RoundMachine:
         elif self.phase is Phase.COLLECTING:
             yield s.FindStop()
             yield s.FindCommit(self.round)
+        elif self.phase is Phase.REDUCING and self._commit is not None:
+            yield s.FindShards(self.round, shards_of(self._commit))
+            yield s.FindResult(self.round)
         elif self.phase is Phase.BARRIER:
             yield s.FindResult(self.round)
 

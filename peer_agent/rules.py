@@ -14,8 +14,11 @@ from contract.records import Commit, MemberRef, Stop
 from contract.wire import FrameHeader
 from peer_agent.admission import FrameRules, listed
 from peer_agent.attendance import Attendance, Quorum
+from peer_agent.exchange.topology import AllGather, Topology
 from peer_agent.signals import EPOCH_LIMIT
 
+#: Under this name a commit's extensions say into how many shards its contributions are cut.
+SHARDS = "shards"
 #: Looks into S3 without success after which the next peer does costly work in another's place.
 TAKEOVER_LOOKS = 5
 
@@ -41,6 +44,8 @@ class RoundRules:
     """Contributions that a round needs: a number of peers, or a share of the live members."""
     checkpoint_every: int = 0
     """Rounds from one checkpoint to the next; 0 for none."""
+    topology: Topology = AllGather()  # noqa: RUF009 (frozen)
+    """What a peer needs before it can apply a commit, and who makes it."""
 
     def is_checkpoint(self, round: int) -> bool:
         """Whether the state from which `round` starts is kept."""
@@ -75,15 +80,19 @@ class RoundRules:
         validation: tuple[float, float | None] | None,
         stop: Stop | None,
         excluded: Collection[int] = (),
+        shards: int = 0,
     ) -> Commit:
         """The commit record as this peer would write it; writer and nonce are added by whoever writes it.
 
         `members` are those of the next round; `headers` are the contributions that count, in any order; `validation` is
-        loss and accuracy of the base weights; `excluded` are all ranks that the run has excluded so far.
+        loss and accuracy of the base weights; `excluded` are all ranks that the run has excluded so far; into so
+        many `shards` the contributions are cut.
         """
         extensions: dict[str, Any] = {"stop": stop.reason} if stop is not None else {}
         if excluded:
             extensions["excluded_ranks"] = sorted(excluded)
+        if shards:
+            extensions[SHARDS] = shards
         in_order = sorted(headers, key=lambda header: header.rank)
         return Commit(
             run=self.frames.run,
@@ -103,6 +112,11 @@ class RoundRules:
 def reason_to_end(commit: Commit, converged: str) -> str:
     """Why the run ends with `commit`: what was asked for comes before what the validation losses say."""
     return str(commit.extensions.get("stop", converged or EPOCH_LIMIT))
+
+
+def shards_of(commit: Commit) -> int:
+    """Into how many shards a commit's contributions are cut; 0 where they are whole, or where there are none."""
+    return int(commit.extensions.get(SHARDS, 0)) if commit.contributors else 0
 
 
 def excluded_ranks(commit: Commit) -> frozenset[int]:

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from contract import wire
 from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
-from contract.records import Commit, Member, PeerReport, Result, Stop
+from contract.records import Commit, Member, PeerReport, Reduced, Result, Stop
 from peer_agent import signals as s
 from peer_agent.actions import Actions
 from peer_agent.ports import Delivery
@@ -32,6 +33,7 @@ _RECORDS: dict[str, tuple[Any, Any]] = {
     "commit": (Commit, s.CommitFound),
     "result": (Result, s.ResultFound),
     "stop": (Stop, s.StopFound),
+    "reduced": (Reduced, lambda word: s.AllReduced(word.round)),
 }
 
 
@@ -154,6 +156,9 @@ class Runner:
             if header.rank != delivery.sender:
                 return "sender"
             return self.actions.trust.doubt(header) or s.FrameArrived(header, body, delivery.sender)
+        if delivery.kind == "shard":  # a hint: whoever needs the average checks what S3 holds
+            average = wire.decode_header(delivery.body)
+            return s.ShardsSeen(average.round, frozenset({average.shard})) if average.run == self.spec.run else "run"
         if delivery.kind not in _RECORDS:
             return "kind"
         record_class, event_class = _RECORDS[delivery.kind]

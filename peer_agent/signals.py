@@ -127,6 +127,21 @@ class CommitMissing:
 
 
 @dataclass(frozen=True)
+class ShardsSeen:
+    """Averages of these shards of `round` lie in S3; this peer's own included."""
+
+    round: int
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True)
+class AllReduced:
+    """Somebody says that all averages of `round` lie in S3."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Applied:
     """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty.
 
@@ -208,6 +223,8 @@ Event = (
     | Validated
     | CommitFound
     | CommitMissing
+    | ShardsSeen
+    | AllReduced
     | Applied
     | ResultFound
     | ResultMissing
@@ -331,6 +348,30 @@ class FindCommit:
 
 
 @dataclass(frozen=True)
+class MakeShard:
+    """Average one shard of what a commit lists, create it in S3 and tell the commit's writer; answered by
+    ShardsSeen."""
+
+    commit: Commit
+    shard: int
+
+
+@dataclass(frozen=True)
+class FindShards:
+    """Look which of so many averages of `round` lie in S3; answered by ShardsSeen."""
+
+    round: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class AnnounceReduced:
+    """Tell everyone that all averages of `round` lie in S3. Not answered."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Apply:
     """Feed a commit to convergence and apply its contributions in rank order, as far as they fit; answered by Applied.
 
@@ -421,6 +462,9 @@ Command = (
     | Fetch
     | CreateCommit
     | FindCommit
+    | MakeShard
+    | FindShards
+    | AnnounceReduced
     | Apply
     | Average
     | WriteResult

@@ -32,6 +32,10 @@ class Spool:
             raise KeyError(f"no frame {header.digest} in the spool")
         return (self.folder / header.digest).read_bytes()
 
+    def find(self, digest: str) -> bytes | None:
+        """The frame of a digest, or None."""
+        return (self.folder / digest).read_bytes() if digest in self._rounds else None
+
     def forget_through(self, round: int) -> None:
         """Drop the frames of `round` and before."""
         self._drop([digest for digest, kept in self._rounds.items() if kept <= round])

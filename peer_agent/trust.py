@@ -10,7 +10,7 @@ from typing import Any
 
 from contract.errors import CorruptObject
 from contract.records import Commit, Member
-from contract.signing import Signed, SigningKey
+from contract.signing import Signed, SigningKey, verify_frame
 from contract.wire import Frame, FrameHeader
 from peer_agent.admission import FrameRules
 from peer_agent.conduct import EXCLUDED, Conduct, accused, proven_ranks, spoiled
@@ -59,6 +59,10 @@ class Trust:
         """Raises CorruptObject for a record from S3 that is not by the process whose name it bears."""
         if reason := self.doubt(record):
             raise CorruptObject(f"the {record.NAME} in S3 was not written by who it says: {reason}")
+
+    def is_of_anyone(self, header: FrameHeader) -> bool:
+        """Whether any process of the run has signed this header: an average bears nobody's name."""
+        return any(verify_frame(header, public) for public in self.keyring.all())
 
     def guilty(self, excluded: Collection[int]) -> frozenset[int]:
         """Ranks against which this peer holds evidence enough; `excluded` are those that the run has excluded."""

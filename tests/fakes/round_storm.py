@@ -33,7 +33,8 @@ class Storm:
                 return 0
             return 2 if draw.random() < double else 1
 
-        self.world = World(peers, rounds, quorum=quorum, deliver=deliver)
+        topology = draw.choice(["all_gather", "reduce_scatter"])
+        self.world = World(peers, rounds, quorum=quorum, deliver=deliver, topology=topology)
         self.turns = turns
         self.faults = dict(FAULTS)
         if draw.random() < 0.2:

@@ -17,8 +17,9 @@ from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.attendance import Quorum
+from peer_agent.exchange.topology import TOPOLOGIES
 from peer_agent.round import Phase, RoundMachine
-from peer_agent.rules import RoundRules, excluded_ranks, reason_to_end
+from peer_agent.rules import RoundRules, excluded_ranks, reason_to_end, shards_of
 
 W0 = "0" * 64
 RUN = "run"
@@ -61,6 +62,7 @@ class World:
         quorum: Quorum = 1.0,
         deliver: Callable[[], int] = lambda: 1,
         validation: Callable[[int], int | None] = lambda t: t // 2 if t % 2 == 1 else None,
+        topology: str = "all_gather",
     ) -> None:
         self.peers, self.rounds, self.quorum, self.deliver, self._validation = (
             peers,
@@ -73,6 +75,9 @@ class World:
         self.commits: dict[int, Commit] = {}
         self.results: dict[int, Result] = {}
         self.contributions: dict[tuple[int, int, int], FrameHeader] = {}
+        self.averages: set[tuple[int, int]] = set()
+        """(round, shard) of the averages that lie in S3."""
+        self.topology = TOPOLOGIES[topology]
         self.stop: Stop | None = None
         self.chain: dict[int, str] = {}
         """Weights after each round, as whoever applied it first computed them."""
@@ -101,6 +106,7 @@ class World:
             key=lambda t, r, i: f"{t}/{r}-{i}",
             frames=FrameRules(run=RUN, codec="none", elements=1, buffers_bytes=0),
             quorum=self.quorum,
+            topology=self.topology,
         )
         before = self.processes.get(rank)
         if before is not None and before.paused:
@@ -175,6 +181,15 @@ class World:
                 inbox.append(s.CommitFound(self.commits[draft.round]))
             case s.FindCommit(t):
                 inbox.append(s.CommitFound(self.commits[t]) if t in self.commits else s.CommitMissing(t))
+            case s.MakeShard(commit, shard):
+                assert commit == self.commits[commit.round]
+                self.averages.add((commit.round, shard))
+                inbox.append(s.ShardsSeen(commit.round, frozenset({shard})))
+                self.tell(process, s.ShardsSeen(commit.round, frozenset({shard})), to=commit.writer.rank)
+            case s.FindShards(t, _):
+                inbox.append(s.ShardsSeen(t, frozenset(shard for at, shard in self.averages if at == t)))
+            case s.AnnounceReduced(t):
+                self.tell(process, s.AllReduced(t))
             case s.Apply(commit, headers):
                 inbox.append(self._apply(process, commit, headers))
             case s.WriteResult(t, weights):
@@ -203,10 +218,10 @@ class World:
             case _:
                 raise AssertionError(f"unexpected: {command}")
 
-    def tell(self, sender: Process, event: s.Event) -> None:
-        """A message to everybody else, as far as it arrives. Whoever has replaced a ghost shares its inbox."""
+    def tell(self, sender: Process, event: s.Event, to: int | None = None) -> None:
+        """A message to everybody else, or to one, as far as it arrives."""
         for process in self.processes.values():
-            if process is not sender and process.ref.rank != sender.ref.rank:
+            if process is not sender and process.ref.rank != sender.ref.rank and to in (None, process.ref.rank):
                 process.inbox.extend([event] * self.deliver())
 
     def _replaced(self, process: Process) -> bool:
@@ -260,6 +275,9 @@ class World:
     def _apply(self, process: Process, commit: Commit, headers: tuple[FrameHeader, ...]) -> s.Applied:
         machine = process.machine
         assert commit == self.commits[commit.round]
+        if shards := shards_of(commit):
+            assert {(commit.round, shard) for shard in range(shards)} <= self.averages, "all of them, by then"
+            headers = tuple(self.contributions[commit.round, c.rank, c.incarnation] for c in commit.contributors)
         assert [(h.rank, h.digest) for h in headers] == [(c.rank, c.digest) for c in commit.contributors]
         assert all(h.base_weights == machine.base == commit.base_weights["0"] for h in headers)
         weights = digest(machine.base, [h.digest for h in headers]) if headers else machine.base

@@ -21,12 +21,15 @@ class Rounds(RuleBasedStateMachine):
     @initialize(
         peers=st.integers(1, 5),
         quorum=st.sampled_from([1.0, 1.0, 0.5, 0.75, 1, 2]),
+        topology=st.sampled_from(["all_gather", "reduce_scatter"]),
         arrivals=st.lists(st.sampled_from([0, 1, 1, 1, 2]), min_size=1, max_size=40),
     )
-    def begin(self, peers: int, quorum: int | float, arrivals: list[int]) -> None:
+    def begin(self, peers: int, quorum: int | float, topology: str, arrivals: list[int]) -> None:
         told = iter(range(10**9))
         quorum = min(quorum, peers) if isinstance(quorum, int) else quorum
-        self.world = World(peers, ROUNDS, quorum=quorum, deliver=lambda: arrivals[next(told) % len(arrivals)])
+        self.world = World(
+            peers, ROUNDS, quorum=quorum, topology=topology, deliver=lambda: arrivals[next(told) % len(arrivals)]
+        )
 
     def one(self, data: st.DataObject) -> Process:
         return data.draw(st.sampled_from(self.world.live))
