@@ -24,7 +24,7 @@ from infra.local.cloud import LocalCloud
 
 BYTES_AT = (4, 8, 16)
 #: Peers by rounds that are simulated.
-SIMULATED = {10: 20, 100: 10, 1_000: 4}
+SIMULATED = {10: 20, 100: 10, 1_000: 3}
 WARM = 2
 _LIMIT_SECONDS = 600.0
 
@@ -95,8 +95,11 @@ def message_figures(tallies: list[Tally]) -> list[Figure]:
         ):
             unit = "per peer and round"
             found.append(Figure(name=f"{name}_{tally.peers}_peers", value=value, unit=unit, better="lower"))
-        crashes = float(tally.crashes)
-        found.append(Figure(name=f"crashes_{tally.peers}_peers", value=crashes, unit="processes", better="neither"))
+        crashes, wronged, unit = float(tally.crashes), float(tally.wronged), "processes"
+        found.append(Figure(name=f"crashes_{tally.peers}_peers", value=crashes, unit=unit, better="neither"))
+        found.append(
+            Figure(name=f"dropped_alive_{tally.peers}_peers", value=wronged, unit=unit, better="lower", must=0)
+        )
     few, many = tallies[0], tallies[-1]
     growth = control(many) / control(few)
     # log 1,000 / log 10

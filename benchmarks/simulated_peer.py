@@ -221,9 +221,7 @@ class Process:
         def ask() -> tuple[Any, bool]:
             winner, won = world.store.create(records, key, record)
             if won and isinstance(record, Commit):
-                before = world.store.commits.get(record.round - 1)
-                lost = {m.rank for m in before.members} - {m.rank for m in record.members} if before else set()
-                world.tally.dropped += len(lost)
+                world.committed(record)
             return winner, won
 
         self._request(ask, done)

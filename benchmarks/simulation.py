@@ -81,12 +81,12 @@ class Store:
 
 @dataclass
 class Tally:
-    """What a run came to."""
+    """What a run came to, from its first commit on: what joining takes is not a round's."""
 
     peers: int
     rounds: int = 0
     seconds: float = 0.0
-    """Simulated, from the first to the last process's end."""
+    """Simulated."""
     crashes: int = 0
     published: Counter[str] = field(default_factory=Counter)
     """Messages by kind."""
@@ -96,6 +96,8 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
     """Members that a commit left out of the next round."""
+    wronged: int = 0
+    """Those of them that were alive."""
 
     def each(self, count: float) -> float:
         """Per peer and round."""
@@ -113,7 +115,7 @@ class World:
         self.random = random.Random(seed)  # noqa: S311 (a simulation's)
         self.store, self.tally = Store(peers), Tally(peers)
         self.peers, self.rounds = peers, rounds
-        self.now = 0.0
+        self.now = self._counted_since = 0.0
         self.processes: dict[int, Process] = {}
         """The living ones, by rank."""
         self.listeners: dict[int, list[int]] = defaultdict(list)
@@ -135,7 +137,7 @@ class World:
                 raise StuckError(f"no end after {self.now:.0f} s: {self._where()}")
             self.now, _, call = heapq.heappop(self._heap)
             call()
-        self.tally.seconds, self.tally.rounds = self.now, len(self.store.results)
+        self.tally.seconds, self.tally.rounds = self.now - self._counted_since, len(self.store.results) - 1
         return self.tally
 
     def after(self, span: Span | float, call: Callable[[], None]) -> None:
@@ -164,6 +166,18 @@ class World:
             self.tally.crashes += 1
             self._gone(process)
             self.start(process.me.rank, process.me.incarnation + 1, self.random.uniform(*self.faults.restart))
+
+    def committed(self, commit: Commit) -> None:
+        """A commit record was created: begin to count, or count whom it leaves out."""
+        before = self.store.commits.get(commit.round - 1)
+        if before is None:
+            self.tally, self._counted_since = Tally(self.peers), self.now
+            return
+        staying = {member.rank for member in commit.members}
+        left_out = [member for member in before.members if member.rank not in staying]
+        living = {process.me for process in self.processes.values()}
+        self.tally.dropped += len(left_out)
+        self.tally.wronged += sum(member in living for member in left_out)
 
     def round_began(self, process: Process) -> None:
         """Draw whether the process dies in this round, once per rank and round."""
