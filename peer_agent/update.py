@@ -61,13 +61,22 @@ class Update:
         Beside weights and optimizer state this takes the memory of one gradient and of one frame, whatever their number
         (invariant 12). Raises CorruptObject, and OSError where scratch files do not fit; nothing has changed then.
         """
-        return self.take(*self._aggregate(sum(header.samples for header in headers), frames))
+        gradient, buffers = self._aggregate(sum(header.samples for header in headers), frames)
+        self._descend(gradient)
+        del gradient  # before the weights are copied
+        return self._go_on(buffers)
 
     def take(self, gradient: NDArray[np.float32], buffers: Buffers) -> str:
         """Take a step with this gradient (n,), and go on with these buffers; the new hash."""
+        self._descend(gradient)
+        return self._go_on(buffers)
+
+    def _descend(self, gradient: NDArray[np.float32]) -> None:
         self._parameter.grad = torch.from_numpy(gradient)
         self.optimizer.step()
         self._parameter.grad = None
+
+    def _go_on(self, buffers: Buffers) -> str:
         with torch.no_grad():  # the one flat parameter decays as a whole, frozen parts included
             for part in self._layout.frozen:
                 self._parameter[part] = torch.from_numpy(self.flat[part])
