@@ -25,6 +25,7 @@ from contract.config import RunConfig
 from contract.errors import RunFailed
 from contract.keys import Place
 from contract.records import Commit
+from contract.sharding import ShardedCodec, bounds
 from contract.store import S3Store
 from contract.wire import decode
 from infra.local.cloud import LocalCloud
@@ -151,16 +152,42 @@ class Crew:
 
     def contributed(self) -> NDArray[np.float64]:
         """The mean (n,) of what was contributed to that round, decoded and weighted by samples."""
-        round, elements = self.spec.rounds_limit - 2, int(self.spec.model.options["elements"])
-        commit = Commit.from_json(self.store.get(self._places.commit(round)))
+        elements, codec_of = self._elements, self._sharded if self.in_shards else codec
+        commit = Commit.from_json(self.store.get(self._places.commit(self._proof_round)))
         total = sum(contributor.samples for contributor in commit.contributors)
         mean = np.zeros(elements, np.float64)
         for contributor in commit.contributors:
             blob = self.store.get(Place(self._places.run_bucket, contributor.key, self._places.account))
             frame = decode(blob, expected_elements=elements, expected_buffers_bytes=0, digest=contributor.digest)
-            values = codec(frame.header.codec).decode(frame.payload, elements)
+            values = codec_of(frame.header.codec).decode(frame.payload, elements)
             mean += values.astype(np.float64) * (contributor.samples / total)
         return mean
+
+    def averaged(self) -> F32:
+        """`reduce_scatter`: the averages (n,) of all shards of that round, decoded and put together."""
+        parts = []
+        for shard, part in enumerate(bounds(self._elements, self.config.peers)):
+            size = part.stop - part.start
+            blob = self.store.get(self._places.shard(self._proof_round, shard))
+            frame = decode(blob, expected_elements=size, expected_buffers_bytes=0)
+            parts.append(codec(frame.header.codec).decode(frame.payload, size))
+        return np.concatenate(parts)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether owners of shards average for all."""
+        return self.config.exchange.topology == "reduce_scatter"
+
+    @property
+    def _elements(self) -> int:
+        return int(self.spec.model.options["elements"])
+
+    @property
+    def _proof_round(self) -> int:
+        return self.spec.rounds_limit - 2
+
+    def _sharded(self, name: str) -> ShardedCodec:
+        return ShardedCodec(codec(name), self._elements, self.config.peers)
 
 
 def finish(children: Sequence[Child], seconds: float) -> None:

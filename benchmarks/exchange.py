@@ -167,20 +167,24 @@ def reduce_by_gloo(
 def check_peers(crew: Crew, exact: np.ndarray) -> float:
     """The relative error of what the peers applied, against the exact mean.
 
-    Raises UnequalWorkError unless all applied the same, and that is the mean of the decoded contributions (under
-    `reduce_scatter`, whose averages are encoded again, but for the codec's error).
+    Raises UnequalWorkError unless all applied the same, and that is the mean of the decoded contributions. Under
+    `reduce_scatter` averages are encoded again: then it must be these, and what they are off that mean no more than the
+    contributions themselves are.
     """
     first, *others = crew.applied()
     if not all(np.array_equal(first, other) for other in others):
         raise UnequalWorkError("the peers applied different averages")
-    off, error = relative_error(first, crew.contributed()), relative_error(first, exact)
-    limit = FLOAT32_ROUNDING if crew.config.exchange.topology == "all_gather" else error
-    if not off <= limit:
-        raise UnequalWorkError(f"the peers applied what is {off:.3g} off the mean of their contributions")
+    contributed = crew.contributed()
+    off = relative_error(first, crew.averaged() if crew.in_shards else contributed)
+    if not off <= FLOAT32_ROUNDING:
+        raise UnequalWorkError(f"the peers applied what is {off:.3g} off the average of their contributions")
+    again = relative_error(first, contributed)
+    if not again <= max(FLOAT32_ROUNDING, 1.5 * relative_error(contributed, exact)):
+        raise UnequalWorkError(f"averages that were encoded again are {again:.3g} off the mean of the contributions")
     adopted = [event for event in crew.events() if event["event"] in ("weights_adopted", "frame_rejected")]
     if adopted:
         raise UnequalWorkError(f"the peers did not agree on every round: {adopted[0]}")
-    return error
+    return relative_error(first, exact)
 
 
 def on_links(folder: Path, plan: Plan = SHAPED) -> Measured:
