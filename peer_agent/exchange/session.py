@@ -26,7 +26,7 @@ PREFETCH = 64
 #: A broker that does not answer our goodbye within this is left without one.
 CLOSE_SECONDS = 5.0
 #: The same for a connection that is given up anyway.
-ABANDON_SECONDS = 0.5
+ABANDON_SECONDS = 2.0
 #: pika closes its sockets some turns after it has said that they are.
 _LAST_TURNS = 5
 
@@ -115,6 +115,7 @@ class Session:
         self._number, self._name, self._headers, self._priority = number, name, dict(headers), priority
         self._stopping = stopping
         self._fault: BaseException | None = None
+        self._ending = False
         self._connection: Any = None
         self._receiving: Any = None
         self._publishing: Any = None
@@ -127,8 +128,8 @@ class Session:
         self._loop.add_callback_threadsafe(_nothing)
 
     def later(self, seconds: float, call: Callable[[], None]) -> object:
-        """Call back during a turn, once, after `seconds`; gives a handle for `cancel`."""
-        return self._loop.call_later(seconds, call)
+        """Call back during a turn, once, after `seconds`, unless the end begins before; gives a handle for `cancel`."""
+        return self._loop.call_later(seconds, lambda: None if self._ending else call())
 
     def cancel(self, timer: Any) -> None:
         """Do not call back."""
@@ -239,6 +240,7 @@ class Session:
 
     def leave(self, *, retire: bool) -> None:
         """Say goodbye; `retire` removes the inbox. The heartbeats' queue goes in any case."""
+        self._ending = True
         if self._inboxes is not None:
             gone: list[Any] = []
             if retire:
@@ -250,6 +252,7 @@ class Session:
 
     def abandon(self) -> None:
         """Give everything back, whatever state the connection is in."""
+        self._ending = True
         try:
             if self._connection is not None:
                 with contextlib.suppress(*FAULTS):

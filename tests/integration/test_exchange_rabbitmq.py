@@ -162,6 +162,18 @@ def test_nothing_stays_behind(
     assert left_behind(broker, run, 3) == set()
 
 
+def test_a_goodbye_between_two_heartbeats_is_a_clean_one(
+    broker_url: str, run: str, broker: pika.BlockingConnection
+) -> None:
+    """They come so close to each other here that some are due while the connection is being closed."""
+    for _ in range(20):
+        peer = RabbitMqExchange(broker_url, run=run, rank=0, peers=2, clock=SystemClock(), heartbeat_seconds=0.0005)
+        peer.beat(b"{}")
+        wait_for(lambda peer=peer: peer.away_seconds == 0.0)  # type: ignore[misc]
+        peer.close(retire=True)
+        assert left_behind(broker, run, 2) == set()
+
+
 def test_a_peer_can_publish_after_all_others_have_retired(
     join: Callable[[int, int], Exchange], run: str, broker: pika.BlockingConnection
 ) -> None:
