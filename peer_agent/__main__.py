@@ -1,7 +1,8 @@
 """One peer: `python -m peer_agent --rank N --run RUN --run-bucket BUCKET`, on a laptop as on EC2.
 
-Exit status: 0 when the run ended in order, 1 for a failure, 2 for a mistake of the user's, 130 when a second signal cut
-it short. A failure prints one line on standard error; its traceback comes with --debug only.
+Exit status: 0 when the run ended in order, 1 for a failure that ends it for all, 2 for a mistake of the user's, 75 when
+this process alone could not go on, 76 when another one has taken its rank over, 130 when a second signal cut it short.
+A failure prints one line on standard error; its traceback comes with --debug only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ import torch
 from contract.clock import Clock, SystemClock
 from contract.code import code_digest
 from contract.env import AgentEnv
-from contract.errors import CodeError, ConfigError, ObjectMissing, PeerlessError, UserError
+from contract.errors import (
+    EXIT_ALONE,
+    EXIT_SUPERSEDED,
+    CodeError,
+    ConfigError,
+    ObjectMissing,
+    PeerlessError,
+    Superseded,
+    UserError,
+)
 from contract.events import EventLog
 from contract.keys import spec_place
 from contract.records import Member, MemberRef
@@ -40,10 +50,12 @@ from peer_agent.keyring import USE
 from peer_agent.membership import claim
 from peer_agent.metrics import StageMetrics
 from peer_agent.records import Records, new_nonce
-from peer_agent.runner import Runner
+from peer_agent.runner import Runner, is_alone
 
 #: Signals closer together than this count as one: a terminal's Ctrl-C and the launcher's SIGTERM mean the same wish.
 ONE_WISH_SECONDS = 1.0
+#: S3 is asked for a minute and a half before a peer gives up: a server may be restarting.
+STORE_ATTEMPTS = 20
 _MODES: dict[str, Callable[[RunSpec, Member, Ports], Actions]] = {"sync": SyncActions, "async": AsyncActions}
 
 
@@ -67,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.debug:
                 traceback.print_exc()
             print(f"peerless: {_sentence(error)}", file=sys.stderr)
-            return 2 if isinstance(error, UserError) else 1
+            return _status(error)
     return 0
 
 
 def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: EventLog, stack: ExitStack) -> Runner:
     """Read the run's configuration, build the ports, and claim the rank; what must be closed goes on `stack`."""
-    store = S3Store(region=env.region, endpoint_url=env.endpoint_url, clock=clock)
+    store = S3Store(region=env.region, endpoint_url=env.endpoint_url, clock=clock, attempts=STORE_ATTEMPTS)
     stack.callback(store.close)
     rank: int = arguments.rank
     spec = _read_spec(store, arguments.run, arguments.run_bucket, env.account)
@@ -177,6 +189,15 @@ class Interrupts:
         if self._first_at is None:
             self._first_at = now
             self.runner.request_end("interrupted")
+
+
+def _status(error: Exception) -> int:
+    """What the launcher does about it depends on this: it starts a peer again only where that can help."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, Superseded):
+        return EXIT_SUPERSEDED
+    return EXIT_ALONE if is_alone(error) else 1
 
 
 def _sentence(error: Exception) -> str:

@@ -37,6 +37,11 @@ _RECORDS: dict[str, tuple[Any, Any]] = {
 }
 
 
+def is_alone(error: Exception) -> bool:
+    """Whether this is a reason for this process to end and none for the others."""
+    return isinstance(error, Superseded | TransientError | OSError | MemoryError)
+
+
 class Runner:
     """One peer's run, from the claimed rank to the report."""
 
@@ -220,8 +225,11 @@ class Runner:
         its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
-        self.ports.events.emit("failed", round=self._round, fields={"error": text})
-        if isinstance(error, Superseded | TransientError | OSError | MemoryError):
+        alone = is_alone(error)
+        self.ports.events.emit(
+            "failed", round=self._round, fields={"error": text, **({"alone": True} if alone else {})}
+        )
+        if alone:
             return
         reason = f"{FAILED}peer {self.actions.me.rank}: {text}"
         with contextlib.suppress(PeerlessError):
