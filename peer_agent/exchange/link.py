@@ -340,7 +340,8 @@ class Link(threading.Thread):
         with self._changed:
             was_up = self._away_since is None
             if was_up:
-                self._away_since = self._clock.monotonic()
+                # Nothing may have come through for a while already.
+                self._away_since = self._clock.monotonic() - self.seconds_away()
             self.cause = cause(error)
             self._changed.notify_all()
         self._on_lost()
