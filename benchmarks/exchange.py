@@ -7,7 +7,8 @@ deleting old objects, counts in the next. Gloo's side lasts from the moment in w
 last process has the mean; it takes float32 as it is. Both are timed alike (benchmarks/meeting.py), gloo before and
 after the peers, and the median over all rounds counts, without the first ones.
 
-The same again on links of 100 Mbit/s, in network namespaces (benchmarks/links.py), where these can be made.
+Both topologies are measured; and the same again on links of 100 Mbit/s, in network namespaces (benchmarks/links.py),
+where these can be made.
 
 That both sides do equal work is checked by value, and a difference ends the benchmark: gloo's result is the exact mean
 but for float32 rounding; what the peers applied is the mean of the decoded contributions, and the same on all. How far
@@ -39,6 +40,8 @@ PEERS = 4
 #: Relative distance up to which two float32 means of the same values count as equal.
 FLOAT32_ROUNDING = 1e-5
 STAGES = ("send", "receive", "update")
+#: Each is measured by itself; the first is the default, and its figures have no suffix.
+TOPOLOGIES = ("all_gather", "reduce_scatter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,9 @@ class Plan:
     topology: str = "all_gather"
 
 
-#: On slow links rounds take seconds and differ little.
-SHAPED = Plan(rounds=10, warm=4, gloo_rounds=4, gloo_warm=1)
+def shaped_plan(topology: str) -> Plan:
+    """On slow links rounds take seconds and differ little."""
+    return Plan(rounds=10, warm=4, gloo_rounds=4, gloo_warm=1, topology=topology)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +85,39 @@ def run() -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="peerless-bench-") as name:
         folder = Path(name)
         with LocalCloud.start(folder / "servers", log=_tell) as cloud:
-            here = measure(cloud, folder / "here", Plan())
+            here = {topology: measure(cloud, folder / topology, Plan(topology=topology)) for topology in TOPOLOGIES}
         refusal = links.refusal()
         if refusal:
             _tell(f"no figures for links of {links.MEGABITS} Mbit/s: {refusal}")
-        shaped = None if refusal else on_links(folder)
+        shaped = {} if refusal else {topology: on_links(folder, topology) for topology in TOPOLOGIES}
     return figures(here, shaped)
 
 
-def figures(here: Measured, shaped: Measured | None) -> list[Figure]:
-    """What both measurements come to."""
-    found = [
-        Figure(name="exchange_over_gloo", value=here.ratio, unit="x", better="lower", must=4.0, aim=1.7),
-        Figure(name="relative_error", value=here.error, unit="of the mean's norm", better="lower"),
-        *_seconds("", here),
-    ]
-    for stage, seconds in here.stages.items():
-        found.append(Figure(name=f"seconds_{stage}", value=seconds, unit="s per peer and round", better="lower"))
-    if shaped is not None:
-        value, name = 1 / shaped.ratio, f"gloo_over_exchange_{links.MEGABITS}_mbit"
-        found.append(Figure(name=name, value=value, unit="x faster", better="higher", must=4.0, aim=6.0))
-        found += _seconds(f"_{links.MEGABITS}_mbit", shaped)
+def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figure]:
+    """What the measurements come to, by topology; `shaped` is empty where links cannot be shaped."""
+    found = []
+    for topology, measured in here.items():
+        suffix = _suffix(topology)
+        ratio, error, unit = measured.ratio, measured.error, "s per peer and round"
+        found += [
+            Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=4.0, aim=1.7),
+            Figure(name=f"relative_error{suffix}", value=error, unit="of the mean's norm", better="lower"),
+            *_seconds(suffix, measured),
+        ]
+        for stage, seconds in measured.stages.items():
+            found.append(Figure(name=f"seconds_{stage}{suffix}", value=seconds, unit=unit, better="lower"))
+    for topology, measured in shaped.items():
+        suffix = f"_{links.MEGABITS}_mbit{_suffix(topology)}"
+        value, unit = 1 / measured.ratio, "x faster"
+        found += [
+            Figure(name=f"gloo_over_exchange{suffix}", value=value, unit=unit, better="higher", must=4.0, aim=6.0),
+            *_seconds(suffix, measured),
+        ]
     return found
+
+
+def _suffix(topology: str) -> str:
+    return "" if topology == TOPOLOGIES[0] else f"_{topology}"
 
 
 def _seconds(suffix: str, measured: Measured) -> list[Figure]:
@@ -121,7 +136,7 @@ def measure(
     exact = exact_mean(PEERS, plan.elements)
     before = reduce_by_gloo(folder / "gloo-before", plan, exact, prefix, interface)
     config = configuration(PEERS, plan.rounds, plan.elements, exchange={"topology": plan.topology})
-    crew = Crew(cloud, folder / "peers", config, "bench", prefix)
+    crew = Crew(cloud, folder / "peers", config, f"bench-{plan.topology.replace('_', '-')}", prefix)
     with Meeting(folder / "meeting", PEERS) as meeting, crew.working(meeting):
         crew.wait(plan.seconds)
         peers = meeting.seconds(plan.warm)
@@ -187,28 +202,29 @@ def check_peers(crew: Crew, exact: np.ndarray) -> float:
     return relative_error(first, exact)
 
 
-def on_links(folder: Path, plan: Plan = SHAPED) -> Measured:
+def on_links(folder: Path, topology: str) -> Measured:
     """The same in network namespaces, which are this call's own and end with it."""
-    out = folder / "shaped.json"
+    name = f"links-{topology}"
+    out, log = folder / f"{name}.json", folder / f"{name}.log"
     child = Child.start(
         "benchmark on shaped links",
-        [*links.namespace(), sys.executable, "-m", "benchmarks.exchange", str(folder / "shaped"), str(out)],
+        [*links.namespace(), sys.executable, "-m", "benchmarks.exchange", topology, str(folder / name), str(out)],
         env={**environment(), "PEERLESS_BROKER_URL": ""},
         cwd=ROOT,
-        log_path=folder / "shaped.log",
+        log_path=log,
     )
     try:
-        finish([child], 4 * plan.seconds)
+        finish([child], 4 * shaped_plan(topology).seconds)
     finally:
         child.kill()
-        _tell((folder / "shaped.log").read_text())
+        _tell(log.read_text())
     return Measured(**json.loads(out.read_text()))
 
 
-def main(folder: Path, out: Path, plan: Plan = SHAPED) -> None:
+def main(topology: str, folder: Path, out: Path) -> None:
     """In a namespace of our own: wire it up, measure, and leave the result in `out`."""
     with links.Links(PEERS) as wired, links.servers(folder / "servers") as cloud:
-        measured = measure(cloud, folder / "links", plan, wired.enter, links.INTERFACE)
+        measured = measure(cloud, folder / "links", shaped_plan(topology), wired.enter, links.INTERFACE)
     out.write_text(json.dumps(asdict(measured)))
 
 
@@ -221,4 +237,4 @@ def _tell(note: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -97,13 +97,17 @@ def test_a_run_has_one_round_per_epoch_and_validates_at_its_end() -> None:
 def test_ratios_are_of_medians_and_slow_links_are_told_as_a_speedup() -> None:
     here = Measured(gloo=[0.1, 0.1, 9.0], peers=[0.3, 0.2, 0.4], error=0.2, stages={"send": 0.1})
     shaped = Measured(gloo=[3.0], peers=[1.0, 0.5, 0.75], error=0.2, stages={})
-    found = {figure.name: figure for figure in figures(here, shaped)}
+    found = {
+        figure.name: figure
+        for figure in figures({"all_gather": here, "reduce_scatter": shaped}, {"all_gather": shaped})
+    }
     assert found["exchange_over_gloo"].value == pytest.approx(3.0)
     assert (found["exchange_over_gloo"].must, found["exchange_over_gloo"].aim) == (4.0, 1.7)
     assert found["gloo_over_exchange_100_mbit"].value == pytest.approx(4.0)
     assert found["gloo_over_exchange_100_mbit"].better == "higher"
     assert found["seconds_send"].value == 0.1
-    assert "gloo_over_exchange_100_mbit" not in {figure.name for figure in figures(here, None)}
+    assert found["exchange_over_gloo_reduce_scatter"].value == pytest.approx(0.25)
+    assert not [figure.name for figure in figures({"all_gather": here}, {}) if "mbit" in figure.name]
 
 
 def test_a_process_that_fails_or_hangs_ends_the_benchmark(tmp_path: Path) -> None:
