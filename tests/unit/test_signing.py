@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from contract import jsonform, signing, wire
 from contract.errors import CorruptObject
-from contract.records import Checkpoint, Commit, Contributor, Heartbeat, Member, MemberRef, Result, Stop
+from contract.records import Checkpoint, Commit, Contributor, Heartbeat, Member, MemberRef, Reduced, Result, Stop
 from contract.signing import Signed, SigningKey, usable, verify, verify_frame
 from contract.wire import Extension, FrameHeader, Kind
 
@@ -61,6 +61,7 @@ RECORDS: list[Any] = [
     Result(run="r", round=3, weights_sha256=SHA, bucket="b", key="k", writer=WRITER, nonce="n"),
     Member(run="r", rank=0, peer_id="p", incarnation=2, public_keys={"ed25519": KEY.public}, nonce="n"),
     Stop(run="r", reason="x", round=3, weights_sha256=SHA, writer=WRITER, nonce="n"),
+    Reduced(run="r", round=3, writer=WRITER),
     Heartbeat(run="r", rank=0, incarnation=2, round=3),
     Checkpoint(run="r", round=3, weights_sha256=SHA, key="k", digest=SHA, members=(WRITER,), writer=WRITER, nonce="n"),
 ]
