@@ -61,9 +61,9 @@ RECORDS: list[Any] = [
     Result(run="r", round=3, weights_sha256=SHA, bucket="b", key="k", writer=WRITER, nonce="n"),
     Member(run="r", rank=0, peer_id="p", incarnation=2, public_keys={"ed25519": KEY.public}, nonce="n"),
     Stop(run="r", reason="x", round=3, weights_sha256=SHA, writer=WRITER, nonce="n"),
-    Reduced(run="r", round=3, writer=WRITER),
     Heartbeat(run="r", rank=0, incarnation=2, round=3),
     Checkpoint(run="r", round=3, weights_sha256=SHA, key="k", digest=SHA, members=(WRITER,), writer=WRITER, nonce="n"),
+    Reduced(run="r", round=3, writer=WRITER),
 ]
 by_class = pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 
