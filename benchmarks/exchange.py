@@ -223,7 +223,7 @@ def on_links(folder: Path, topology: str) -> Measured:
 
 def main(topology: str, folder: Path, out: Path) -> None:
     """In a namespace of our own: wire it up, measure, and leave the result in `out`."""
-    with links.Links(PEERS) as wired, links.servers(folder / "servers") as cloud:
+    with links.Links(PEERS, folder) as wired, links.servers(folder / "servers") as cloud:
         measured = measure(cloud, folder / "links", shaped_plan(topology), wired.enter, links.INTERFACE)
     out.write_text(json.dumps(asdict(measured)))
 

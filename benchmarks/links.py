@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,8 +61,9 @@ def refusal() -> str:
 class Links:
     """The wires, made by a process that is alone in its namespace: the servers' one. A context manager."""
 
-    def __init__(self, peers: int) -> None:
-        self._peers = peers
+    def __init__(self, peers: int, folder: Path) -> None:
+        """`folder` gets the logs of the processes that hold the namespaces."""
+        self._peers, self._folder = peers, folder
         self._stack = ExitStack()
         self._holders: list[Child] = []
 
@@ -73,10 +73,11 @@ class Links:
             _ip("link", "add", _BRIDGE, "type", "bridge")
             _ip("addr", "add", f"{_HUB}/24", "dev", _BRIDGE)
             _ip("link", "set", _BRIDGE, "up")
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peerless-links-")))
             for rank in range(self._peers):
                 holder = Child.start(
-                    f"namespace {rank}", ["unshare", "--net", "sleep", "infinity"], log_path=folder / f"{rank}.log"
+                    f"namespace {rank}",
+                    ["unshare", "--net", "sleep", "infinity"],
+                    log_path=self._folder / f"namespace-{rank}.log",
                 )
                 stack.callback(holder.kill)
                 self._holders.append(holder)
