@@ -74,11 +74,8 @@ class Links:
             _ip("addr", "add", f"{_HUB}/24", "dev", _BRIDGE)
             _ip("link", "set", _BRIDGE, "up")
             for rank in range(self._peers):
-                holder = Child.start(
-                    f"namespace {rank}",
-                    ["unshare", "--net", "sleep", "infinity"],
-                    log_path=self._folder / f"namespace-{rank}.log",
-                )
+                log = self._folder / f"namespace-{rank}.log"
+                holder = Child.start(f"namespace {rank}", ["unshare", "--net", "sleep", "infinity"], log_path=log)
                 stack.callback(holder.kill)
                 self._holders.append(holder)
                 self._connect(rank)
