@@ -26,7 +26,7 @@ PREFETCH = 64
 #: A broker that does not answer our goodbye within this is left without one.
 CLOSE_SECONDS = 5.0
 #: The same for a connection that is given up anyway.
-ABANDON_SECONDS = 2.0
+ABANDON_SECONDS = 1.0
 #: pika closes its sockets some turns after it has said that they are.
 _LAST_TURNS = 5
 
@@ -93,6 +93,12 @@ class Handlers:
     """The one message that was under way has been confirmed (empty), or refused for good, with the broker's reason."""
 
 
+class _Connection(SelectConnection):  # type: ignore[misc]  # pika's types are not known
+    def hang_up(self) -> None:
+        """Without a goodbye, and whether or not anybody is still there."""
+        self._adapter_disconnect_stream()
+
+
 class Session:
     """`connect`, `declare`, `consume`, then `turn` until the end; each raises what the connection ended with."""
 
@@ -153,7 +159,7 @@ class Session:
     def connect(self) -> bool:
         """Connect and open both channels; False when stopped meanwhile."""
         outcome: list[Any] = []
-        SelectConnection.create_connection([self._parameters], outcome.append, self._loop)
+        _Connection.create_connection([self._parameters], outcome.append, self._loop)
         if not self.wait(lambda: bool(outcome)):
             # An attempt can be called off, but in the middle of its handshake pika fails at that.
             self._patiently(CONNECT_TIMEOUT_SECONDS, lambda: bool(outcome))
@@ -161,7 +167,7 @@ class Session:
                 return False
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
-        connection: SelectConnection = outcome[0]
+        connection: _Connection = outcome[0]
         self._connection = connection
         connection.add_on_close_callback(lambda _, error: self._fail(error))
         connection.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
@@ -257,6 +263,8 @@ class Session:
             if self._connection is not None:
                 with contextlib.suppress(*FAULTS):
                     self._close(ABANDON_SECONDS)
+                    if not self._connection.is_closed:
+                        self._connection.hang_up()
             for _ in range(_LAST_TURNS):
                 self.wake()
                 self._loop.poll()

@@ -247,7 +247,8 @@ def test_a_lost_connection_is_mended_and_nothing_is_lost(
     bodies = [str(number).encode() for number in range(30)]
     for number, body in enumerate(bodies):
         if number % 10 == 5:
-            wait_for(lambda: sender.away_seconds == 0.0)
+            connections = 1 + number // 10
+            wait_for(lambda expected=connections: proxy.accepted == expected and sender.away_seconds == 0.0)  # type: ignore[misc]
             proxy.cut()
         sender.publish("commit", body)
     received: list[bytes] = []
