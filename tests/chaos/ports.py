@@ -140,10 +140,10 @@ class ChaosStore(_Port):
 class ChaosExchange(_Port):
     """An exchange whose announcements are points."""
 
-    def publish(self, kind: str, body: bytes) -> None:
+    def publish(self, kind: str, body: bytes, *rest: Any, **named: Any) -> None:
         if kind == "hello":
             self._injector.reach("before_hello", 0)
-        self._inner.publish(kind, body)
+        self._inner.publish(kind, body, *rest, **named)
         if kind == "frame":
             self._injector.reach("after_publish", wire.decode_header(body).round)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 from contract import wire
+from contract.errors import EXIT_SUPERSEDED
 from contract.records import Commit, Member, MemberRef, Stop
 from contract.signing import SigningKey
 from infra.local.cloud import LocalCloud
@@ -157,7 +158,7 @@ def test_who_signs_what_nobody_can_use_is_excluded_with_that_as_evidence(prepare
     liar, others = 2, [0, 1, 3]
     fleet = prepare(trust={"rejections": 1})
     fleet.start(Plan(unusable={liar: ROUND}))
-    reports = fleet.end({liar: 1})
+    reports = fleet.end({liar: EXIT_SUPERSEDED})
     assert [report.rank for report in reports] == others
     excluding = [commit for commit in fleet.commits() if commit.extensions.get("excluded")]
     assert [commit.round for commit in excluding] == [ROUND]

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from contract.errors import EXIT_SUPERSEDED
 from tests.chaos.conftest import Prepare
 from tests.chaos.faults import Fault, plan
 from tests.chaos.test_kills import ENDLESS, LEADER, PACE_SECONDS, ROUND, assert_together
@@ -38,7 +39,7 @@ def test_a_twin_that_wakes_up_stops_itself(prepare: Prepare, rank: int, at: str)
     last_own = ROUND if at in CONTRIBUTED else ROUND - 1
     first.send(signal.SIGCONT)
     fleet.until(lambda: first.status is not None or None, "the first process goes on")
-    assert first.status == 1
+    assert first.status == EXIT_SUPERSEDED
     assert "Superseded" in first.errors
     (failed,) = fleet.events("failed", rank)
     assert f"rank {rank}" in failed["error"]
