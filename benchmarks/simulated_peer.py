@@ -85,7 +85,7 @@ class Process:
         self.air = Air(self)
         air: Any = self.air
         trust: Any = Faith()
-        self._watch = Watch(RUN, me, self.machine, air, trust, world.membership)
+        self._watch = Watch(RUN, me, self.machine, air, trust, world.membership, world.peers)
         self._waiting: object = None
         self._looked_at = self._heard_at = world.now
         self._beaten_at = world.now

@@ -31,12 +31,14 @@ class Attendance:
         self.guilty: frozenset[int] = frozenset()
         """Ranks that this peer would have excluded, with evidence."""
         self._standing: dict[int, tuple[int, int]] = {}  # by rank: incarnation and round of its latest heartbeat
+        self._seats: dict[int, MemberRef] = {}
         self._given_up: frozenset[int] = frozenset()
         self._sought: frozenset[int] = frozenset()
 
     def open(self, members: Iterable[MemberRef]) -> None:
         """A round begins with these members."""
         self.members = tuple(members)
+        self._seats = {member.rank: member for member in self.members}
         self._given_up = self._sought = frozenset()
 
     def heard(self, rank: int, incarnation: int, round: int) -> None:
@@ -47,7 +49,7 @@ class Attendance:
 
     def seat(self, rank: int) -> MemberRef | None:
         """The member entry of a rank, or None."""
-        return next((member for member in self.members if member.rank == rank), None)
+        return self._seats.get(rank)
 
     def unseated(self, rank: int, incarnation: int) -> str | None:
         """Why a process has no say in this round, or None: `member` for a rank without a seat, `incarnation` for a
@@ -95,8 +97,8 @@ class Attendance:
     def turn(self, first: int) -> MemberRef:
         """Whose turn it is, where it is that of the member at `first` (modulo their number): the next one who lives."""
         count = len(self.members)
-        order = [self.members[(first + step) % count] for step in range(count)]
-        return next((member for member in order if not self._gone(member.rank)), order[0])
+        order = (self.members[(first + step) % count] for step in range(count))
+        return next((member for member in order if not self._gone(member.rank)), self.members[first % count])
 
     def next_members(self, round: int, held: Collection[int]) -> tuple[MemberRef, ...]:
         """Members of the round after `round`, as this peer would write them into the commit.

@@ -54,7 +54,13 @@ class Runner:
         self._spent = False
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
         self.watch = Watch(
-            self.spec.run, actions.me, self.machine, self.ports.exchange, actions.trust, self.spec.config.membership
+            self.spec.run,
+            actions.me,
+            self.machine,
+            self.ports.exchange,
+            actions.trust,
+            self.spec.config.membership,
+            self.spec.config.peers,
         )
         self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()

@@ -38,7 +38,10 @@ class Watch:
         exchange: Exchange,
         trust: Trust,
         config: MembershipConfig,
+        peers: int,
     ) -> None:
+        """`peers` is the number that the run began with."""
+        self._peers = peers
         self._run, self._me, self._machine, self._exchange, self._trust = run, me, machine, exchange, trust
         self._timeout = config.heartbeat_timeout_seconds
         self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
@@ -67,8 +70,11 @@ class Watch:
                 yield s.Heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round)
         up_since = self._exchange.up_since
         self._liveness.link(up_since is not None, now if up_since is None else up_since)
-        ranks = [member.rank for member in self._machine.members]
-        self._liveness.watch({*watched(self._me.rank, ranks), *(r for r in self._heard if r not in ranks)}, now)
+        # Of the whole run's ranks, as the subscription has it: a ring of the members alone would turn with every drop,
+        # and name some whom this peer does not hear.
+        members = {member.rank for member in self._machine.members}
+        mine = set(watched(self._me.rank, {*range(self._peers), *members, *self._heard}))
+        self._liveness.watch(mine & (members | self._heard.keys()), now)
         silent = frozenset(self._liveness.silent(now))
         if silent != self._silent:
             self._silent = silent
