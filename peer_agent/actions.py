@@ -144,7 +144,7 @@ class Actions:
             ports.store, spec.places, self.me, fence=self.fence.check, sign=ports.key.sign, vouch=self.trust.vouch
         )
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
-        self.spool = Spool(spool_folder)
+        self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
         self.update = self.fresh_update(*self.shelf.get(spec.initial_weights))
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
         self.contributions = Contributions(

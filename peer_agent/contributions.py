@@ -115,7 +115,7 @@ class Contributions:
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
-        self._note_use(self._decode(frame))
+        self._note_use(self._decode(frame, checked=True))
         self._spool.keep(header, frame)
         return header, frame
 
@@ -136,11 +136,11 @@ class Contributions:
         return frame if whole else wire.header_part(frame)
 
     def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
-        """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject."""
-        header = wire.decode_header(body)
-        if len(body) == len(wire.header_part(body)):
-            return header, b""
-        return self._decode(body).header, body
+        """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject.
+
+        Whether the frame is what its header says, `keep` finds out.
+        """
+        return wire.decode_header(body), b"" if len(body) == len(wire.header_part(body)) else body
 
     def keep(self, header: FrameHeader, frame: bytes) -> int:
         """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
@@ -149,12 +149,13 @@ class Contributions:
         and no gradient can be made of it.
         """
         if not frame:
-            place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
-            frame = self._store.get(place)
-            if self._decode(frame, header.digest).header != header:
-                raise CorruptObject(f"{place} is not the frame that was announced")
+            member = MemberRef(rank=header.rank, incarnation=header.incarnation)
+            frame = self._store.get(self.place(header.round, member))
+        decoded = self._decode(frame, header.digest)
+        if decoded.header != header:
+            raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
         try:
-            self.use(self._decode(frame, header.digest))
+            self.use(decoded)
         except UNUSABLE as error:
             raise UnusableContent(str(error)) from error
         self._spool.keep(header, frame)
@@ -216,7 +217,7 @@ class Contributions:
     def frames(self, headers: Iterable[FrameHeader]) -> Iterator[Frame]:
         """The frames of these headers, read back one by one."""
         for header in headers:
-            yield self._decode(self._spool.read(header), header.digest)
+            yield self._decode(self._spool.read(header), header.digest, checked=self._spool.is_in_memory(header))
 
     def own(self, commit: Commit) -> FrameHeader | None:
         """The header of what a commit lists of this process's own, while it is in the spool."""
@@ -251,10 +252,11 @@ class Contributions:
             raise CorruptObject(f"a frame of rank {found.header.rank} was not made by it: {reason}")
         return found
 
-    def _decode(self, frame: bytes, digest: str | None = None) -> Frame:
+    def _decode(self, frame: bytes, digest: str | None = None, checked: bool = False) -> Frame:
         return wire.decode(
             frame,
             expected_elements=self._layout.elements,
             expected_buffers_bytes=self._layout.buffers_bytes,
             digest=digest,
+            checked=checked,
         )
