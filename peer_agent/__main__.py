@@ -163,7 +163,8 @@ def _prepare_process(spec: RunSpec, env: AgentEnv) -> None:
     if env.code_dir is not None and str(env.code_dir) not in sys.path:
         sys.path.insert(0, str(env.code_dir))
     torch.set_num_threads(spec.config.compute.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What `use_deterministic_algorithms` sets, without the second of imports that it makes for the compiler.
+    torch.set_deterministic_debug_mode("warn")
 
 
 class Interrupts:

@@ -95,13 +95,8 @@ class Nursery:
 
 def main() -> int:
     """Import what peers need, say so, and serve."""
-    import torch
-
     import tests.chaos.peer
     import tests.fakes.peers  # the tests' model  # noqa: F401
-
-    # Imports half of torch's compiler, 1.7 s of a processor, so it is done here; each peer says it again.
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
     if threading.active_count() != 1:
         raise RuntimeError("a process with several threads must not fork")
