@@ -151,6 +151,8 @@ class Heartbeat(Record):
     incarnation: int
     round: int
     """The round that it works on; for one that has fallen behind, the first that it has not applied."""
+    silent: tuple[int, ...] = ()
+    """Ranks whose heartbeats it should hear and does not; told to everyone where not everyone hears everyone."""
     signature: str = ""
 
 

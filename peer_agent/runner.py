@@ -13,7 +13,7 @@ from typing import Any
 
 from contract import wire
 from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
-from contract.records import Commit, Member, PeerReport, Reduced, Result, Stop
+from contract.records import Commit, Heartbeat, Member, PeerReport, Reduced, Result, Stop
 from peer_agent import signals as s
 from peer_agent.actions import Actions
 from peer_agent.ports import Delivery
@@ -151,6 +151,7 @@ class Runner:
 
     def _read(self, delivery: Delivery) -> s.Event | None:
         """What a message says; None, and counted, for one that says nothing here."""
+        event: s.Event | str | None
         try:
             event = self._parse(delivery)
         except CorruptObject:
@@ -160,13 +161,24 @@ class Runner:
             return None
         return event
 
-    def _parse(self, delivery: Delivery) -> s.Event | str:
-        """The event that a message makes, or why it makes none. Raises CorruptObject."""
+    def _parse(self, delivery: Delivery) -> s.Event | str | None:
+        """The event that a message makes, why it is of no use, or None where there is nothing to handle.
+
+        Raises CorruptObject.
+        """
         if delivery.kind == "frame":
             header, body = self.actions.contributions.read_message(delivery.body)
             if header.rank != delivery.sender:
                 return "sender"
             return self.actions.trust.doubt(header) or s.FrameArrived(header, body, delivery.sender)
+        if delivery.kind == "silent":
+            word = Heartbeat.from_json(delivery.body)
+            if word.run != self.spec.run or word.rank != delivery.sender:
+                return "sender"
+            if reason := self.actions.trust.doubt(word):
+                return reason
+            self.watch.reported(word)
+            return None
         if delivery.kind == "shard":  # a hint: whoever needs the average checks what S3 holds
             average = wire.decode_header(delivery.body)
             return s.ShardsSeen(average.round, frozenset({average.shard})) if average.run == self.spec.run else "run"

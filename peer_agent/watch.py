@@ -5,6 +5,7 @@ A peer's own clock stands still while it cannot reach the broker: others may wel
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -13,9 +14,12 @@ from contract.errors import CorruptObject
 from contract.records import Heartbeat, MemberRef
 from peer_agent import signals as s
 from peer_agent.deadline import Deadline
-from peer_agent.liveness import Liveness, watched
+from peer_agent.liveness import ALL_TO_ALL, Liveness, watched
 from peer_agent.ports import Exchange
 from peer_agent.trust import Trust
+
+#: So many must say that they do not hear somebody before it is believed by those who do not listen to it.
+_WITNESSES = 2
 
 
 class Watched(Protocol):
@@ -47,6 +51,8 @@ class Watch:
         self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
         self._deadline = Deadline(config)
         self._heard: dict[int, Heartbeat] = {}
+        self._own: frozenset[int] = frozenset()  # whom this peer should hear and does not
+        self._reports: dict[int, frozenset[int]] = {}  # what others say likewise
         self._silent: frozenset[int] = frozenset()
         self._round: int | None = None  # that is told to the others and whose deadline runs
         self._told_late = False
@@ -75,7 +81,11 @@ class Watch:
         members = {member.rank for member in self._machine.members}
         mine = set(watched(self._me.rank, {*range(self._peers), *members, *self._heard}))
         self._liveness.watch(mine & (members | self._heard.keys()), now)
-        silent = frozenset(self._liveness.silent(now))
+        own = frozenset(self._liveness.silent(now))
+        if own != self._own:
+            self._own = own
+            self._report(own)
+        silent = own | self._hearsay(mine)
         if silent != self._silent:
             self._silent = silent
             yield s.Silent(silent)
@@ -87,6 +97,26 @@ class Watch:
                 self._told_late = True
                 yield s.RoundDeadline(self._machine.round)
 
+    def reported(self, word: Heartbeat) -> None:
+        """Somebody says of whom it hears nothing."""
+        self._reports[word.rank] = frozenset(word.silent)
+
+    def _report(self, silent: frozenset[int]) -> None:
+        """Where not everyone hears everyone, the others cannot know."""
+        if self._peers > ALL_TO_ALL:
+            word = self._word(tuple(sorted(silent)))
+            self._exchange.publish("silent", self._trust.key.sign(word).to_json())
+
+    def _hearsay(self, mine: set[int]) -> frozenset[int]:
+        """Ranks that this peer does not listen to, and of which two who do hear nothing: one of them might be wrong."""
+        said = Counter(rank for who, ranks in self._reports.items() if who not in self._own for rank in ranks)
+        return frozenset(rank for rank, times in said.items() if times >= _WITNESSES and rank not in mine)
+
+    def _word(self, silent: tuple[int, ...] = ()) -> Heartbeat:
+        round = max(self._machine.round, 0)
+        me = self._me
+        return Heartbeat(run=self._run, rank=me.rank, incarnation=me.incarnation, round=round, silent=silent)
+
     def _follow_round(self, now: float) -> None:
         """Tell the others where this peer stands, and begin the clock of a new round."""
         round = self._machine.round
@@ -96,8 +126,7 @@ class Watch:
             self._deadline.add(self._deadline.elapsed(now))
         self._deadline.start(now)
         self._round, self._told_late = round, False
-        mine = Heartbeat(run=self._run, rank=self._me.rank, incarnation=self._me.incarnation, round=max(round, 0))
-        self._exchange.beat(self._trust.key.sign(mine).to_json())
+        self._exchange.beat(self._trust.key.sign(self._word()).to_json())
 
     def _heartbeats(self) -> Iterator[tuple[Heartbeat, float]]:
         for beat in self._exchange.beats():

@@ -30,6 +30,7 @@ class _ByFile(LoadFileScheduling):
         return "tests/infra" if nodeid.startswith("tests/infra/") else super()._split_scope(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     return _ByFile(config, log)
 
