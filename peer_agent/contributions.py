@@ -136,22 +136,24 @@ class Contributions:
         return frame if whole else wire.header_part(frame)
 
     def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
-        """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject.
-
-        Whether the frame is what its header says, `keep` finds out.
-        """
-        return wire.decode_header(body), b"" if len(body) == len(wire.header_part(body)) else body
+        """Header and checked frame of a message; an empty frame where it carries the header alone. Raises
+        CorruptObject."""
+        header = wire.decode_header(body)
+        if len(body) == len(wire.header_part(body)):
+            return header, b""
+        return self._decode(body).header, body
 
     def keep(self, header: FrameHeader, frame: bytes) -> int:
-        """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
+        """Put a frame that was checked into the spool, or fetch and check it where `frame` is empty; returns its bytes.
 
         Raises ObjectMissing and CorruptObject when S3 does not hold what was announced, UnusableContent when it does,
         and no gradient can be made of it.
         """
+        checked = bool(frame)
         if not frame:
             member = MemberRef(rank=header.rank, incarnation=header.incarnation)
             frame = self._store.get(self.place(header.round, member))
-        decoded = self._decode(frame, header.digest)
+        decoded = self._decode(frame, header.digest, checked)
         if decoded.header != header:
             raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
         try:
