@@ -10,7 +10,11 @@ BENCHMARKS = {
     "round": "seconds per round by stage, and a round against bare torch doing the same batches on the same cores",
     "demo": "the demo's accuracy, seconds, memory and compression, against what they must be",
     "accuracy": "what compression costs the demo in accuracy, with and without error feedback, at equal rounds",
+    "exchange": "averaging 25 MB among four peers, commit and barrier included, against gloo; also on slow links",
+    "recovery": "a peer killed at 25 MB: the longest round of the others, beyond the time until it is dropped",
+    "scale": "bytes per peer under reduce_scatter, and control messages of up to 1,000 simulated peers",
     "images": "the container images, without a container engine: import time, memory, one invocation",
+    "aggregation": "16 contributions of 100 MB by every strategy: memory in model sizes, time against memcpy",
     "codec": "the vendored QSGD codec: speed against memcpy and torch, size, error and import cost",
 }
 

@@ -6,6 +6,8 @@ forward passes, and the number s_k of samples it stands for. With S the sum of a
     gradient = sum over k of (s_k / S) * g_k         accumulated in float32, in the order of `add`
     float buffer = sum over k of (s_k / S) * b_k     accumulated in float64, then cast to the buffer's dtype
 
+One contribution that is far off moves it as far as it likes; contract/robust.py has what bears some of those.
+
 The order of additions is part of the result's bits, so contributions are added in rank (or batch) order.
 """
 
@@ -21,48 +23,77 @@ from contract.errors import CorruptObject
 from contract.tensors import Buffers, Layout, check_values
 
 
+class SampleCount:
+    """Checks that contributions hold as many samples as were announced."""
+
+    def __init__(self, total: int) -> None:
+        """Raises CorruptObject unless `total` is positive."""
+        if total < 1:
+            raise CorruptObject(f"a mean over {total} samples does not exist")
+        self.total = total
+        self._held = 0
+
+    def take(self, samples: int) -> None:
+        """One more contribution. Raises CorruptObject for a count that isn't positive or exceeds what is left."""
+        if samples < 1:
+            raise CorruptObject(f"a contribution stands for {samples} samples; at least 1 is needed")
+        if self._held + samples > self.total:
+            raise CorruptObject(
+                f"the contributions hold at least {self._held + samples} samples, but {self.total} were announced"
+            )
+        self._held += samples
+
+    def check_complete(self) -> None:
+        """Raises CorruptObject where samples are missing."""
+        if self._held != self.total:
+            raise CorruptObject(f"the contributions hold {self._held} samples, but {self.total} were announced")
+
+
 class WeightedMean:
     """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size."""
 
+    note = ""
+
     def __init__(self, layout: Layout, total_samples: int) -> None:
         """`total_samples` is S, the sum over all contributions to come. Raises CorruptObject unless it is positive."""
-        if total_samples < 1:
-            raise CorruptObject(f"a mean over {total_samples} samples does not exist")
+        self._count = SampleCount(total_samples)
         self._layout = layout
         self._total = total_samples
-        self._samples = 0
         self._gradient = np.zeros(layout.elements, np.float32)
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._lowest: Buffers = {}
         self._highest: Buffers = {}
 
-    def add(self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int) -> None:
+    def add(
+        self,
+        gradient_payload: bytes | memoryview,
+        codec: GradientCodec,
+        buffers: Buffers,
+        samples: int,
+        scale: float = 1.0,
+    ) -> None:
         """Add one contribution: a gradient (n,) as `codec` encoded it, its buffers and its sample count.
+
+        `scale` multiplies the gradient, and leaves its weight among the samples and its buffers alone.
 
         Raises CorruptObject for a payload that doesn't decode, a count that isn't positive or one that exceeds the
         announced total; WeightsMismatch for buffers of another layout. After an error the mean is of no use.
         """
-        if samples < 1:
-            raise CorruptObject(f"a contribution stands for {samples} samples; at least 1 is needed")
-        if self._samples + samples > self._total:
-            raise CorruptObject(
-                f"the contributions hold at least {self._samples + samples} samples, but {self._total} were announced"
-            )
+        self._count.take(samples)
         check_values(self._layout, None, buffers)
-        codec.accumulate(gradient_payload, self._gradient, samples / self._total)
-        self._samples += samples
+        codec.accumulate(gradient_payload, self._gradient, samples / self._total * scale)
         for name, value in buffers.items():
             self._add_buffer(name, value, samples)
 
     def _add_buffer(self, name: str, value: NDArray[Any], samples: int) -> None:
         if name not in self._lowest:
             self._lowest[name], self._highest[name] = value.copy(), value.copy()
-            if _is_float(value):
+            if is_float(value):
                 self._sums[name] = value.astype(np.float64) * samples
             return
         np.minimum(self._lowest[name], value, out=self._lowest[name])
         np.maximum(self._highest[name], value, out=self._highest[name])
-        if _is_float(value):
+        if is_float(value):
             self._sums[name] += value.astype(np.float64) * samples
 
     def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]:
@@ -73,22 +104,26 @@ class WeightedMean:
         becomes base + 1, however many batches ran; one that nobody changed (an index, a mask) stays. A boolean that
         any contribution changed flips. Raises CorruptObject when the contributions' samples do not sum up to the total.
         """
-        if self._samples != self._total:
-            raise CorruptObject(f"the contributions hold {self._samples} samples, but {self._total} were announced")
+        self._count.check_complete()
         check_values(self._layout, None, base_buffers)
         buffers = {entry.name: self._buffer(entry.name, base_buffers[entry.name]) for entry in self._layout.buffers}
         return self._gradient, buffers
 
     def _buffer(self, name: str, base: NDArray[Any]) -> NDArray[Any]:
         lowest, highest = self._lowest[name], self._highest[name]
-        if _is_float(base):
+        if is_float(base):
             mean = (self._sums[name] / self._total).astype(base.dtype)
             return np.where(lowest == highest, lowest, mean)
-        changed = (lowest != base) | (highest != base)
-        advance = np.bitwise_xor if base.dtype == np.bool_ else np.add
-        advanced: NDArray[Any] = np.asarray(advance(base, changed.astype(base.dtype)))
-        return advanced
+        return advanced(base, (lowest != base) | (highest != base))
 
 
-def _is_float(value: NDArray[Any]) -> bool:
+def advanced(base: NDArray[Any], changed: NDArray[np.bool_]) -> NDArray[Any]:
+    """`base`, integer or boolean, one further (or flipped) where `changed`."""
+    advance = np.bitwise_xor if base.dtype == np.bool_ else np.add
+    after: NDArray[Any] = np.asarray(advance(base, changed.astype(base.dtype)))
+    return after
+
+
+def is_float(value: NDArray[Any]) -> bool:
+    """Whether a buffer is averaged; integers and booleans advance."""
     return np.issubdtype(value.dtype, np.floating)

@@ -35,6 +35,8 @@ NAMES = ("none", "fp16", "qsgd8", "qsgd4")
 #: Values converted at a time, so that temporary arrays stay small whatever the model's size.
 _CHUNK = 1 << 18
 _FP16_MAX = 65_504.0
+#: Values that share a scale. A vector that is cut at multiples of this loses nothing by it.
+BUCKET = 512
 
 
 class GradientCodec(Protocol):
@@ -43,6 +45,10 @@ class GradientCodec(Protocol):
     @property
     def name(self) -> str:
         """Its name in configurations and frames."""
+        ...
+
+    def encoded_bytes(self, size: int) -> int:
+        """How many bytes `encode` gives for `size` values, whatever they are."""
         ...
 
     def encode(self, x: F32, seed: int) -> bytes:
@@ -64,6 +70,9 @@ class _Plain:
 
     name: str
     dtype: np.dtype[np.floating]
+
+    def encoded_bytes(self, size: int) -> int:
+        return size * self.dtype.itemsize
 
     def encode(self, x: F32, seed: int) -> bytes:
         _check_vector(x, "x")
@@ -116,7 +125,11 @@ class _Qsgd:
 
     name: str
     bits: int
-    bucket_size: int = 512
+    bucket_size: int = BUCKET
+
+    def encoded_bytes(self, size: int) -> int:
+        """A header, a scale for each bucket, and codes in groups of 64 bytes."""
+        return 40 + 4 * -(-size // self.bucket_size) + 64 * -(-size * self.bits // 512)
 
     def encode(self, x: F32, seed: int) -> bytes:
         with _our_errors():

@@ -28,6 +28,7 @@ IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
+BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
 
 
 class Section(BaseModel):
@@ -135,6 +136,9 @@ class ExchangeConfig(Section):
     error_feedback: bool = False
     """Add what the codec lost of a peer's gradient, or a whole contribution that a commit left out, to its next one.
     Costs a float32 vector of the model's size per peer. `none` loses nothing: only what was left out comes back."""
+    topology: Literal["all_gather", "reduce_scatter"] = "all_gather"
+    """`all_gather` (the paper): every peer fetches every contribution. `reduce_scatter`: each peer averages one shard
+    of the parameters for all, so that traffic per peer stays flat as peers are added; averages are compressed again."""
     transport: Literal["rabbitmq", "s3"] = "rabbitmq"
     """`rabbitmq` announces contributions and records by messages; `s3` needs no broker: peers look into S3 every
     `poll_seconds`, which is slower and otherwise equal."""
@@ -142,12 +146,71 @@ class ExchangeConfig(Section):
     """Frames up to this size travel inside the message too; larger ones only by their S3 key (claim check)."""
     max_staleness: Annotated[int, Field(ge=0)] = 4
     """Asynchronous mode: a frame computed more than so many rounds behind the receiver's is rejected and counted."""
+    average_weights_every: Annotated[int, Field(ge=0)] = 0
+    """Asynchronous mode: after so many rounds a peer averages its weights with the others' latest, so that they do not
+    drift apart; 0 never does."""
     poll_seconds: Seconds = 2.0
     """A record that no message announced for so long is looked for in S3."""
     start_timeout_seconds: Seconds = 180.0
     """How long the peers wait for each other at the start."""
     round_timeout_seconds: Seconds = 600.0
-    """A round in which nothing arrives for so long fails the run with a sentence that names who is missing."""
+    """A member that is alive and still delivers nothing for so long is dropped from the run."""
+
+
+class MembershipConfig(Section):
+    """Who counts in a round, and how long the others wait for whom (synchronous mode)."""
+
+    quorum: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    """Contributions that a round needs: a whole number of peers, or a share of the live members (1.0: all of them, and
+    then results do not depend on timing). Below it the run waits, and says so."""
+    heartbeat_seconds: Seconds = 1.0
+    """A peer says so often that it lives, also while it computes."""
+    heartbeat_timeout_seconds: Seconds = 5.0
+    """A member that has been silent for so long is dropped with the next commit; it may come back at any round."""
+    deadline_deviations: Annotated[float, Field(gt=0)] = 6.0
+    """With a quorum below all members a round waits for the slow ones until the median of recent rounds plus so many
+    median absolute deviations has passed."""
+    deadline_floor_seconds: Seconds = 2.0
+    """No such deadline is shorter."""
+    deadline_ceiling_seconds: Seconds = 300.0
+    """No such deadline is longer; the first rounds, of which nothing is known yet, have this one."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """So often a peer of a local run that died is started again; on AWS its instance does that."""
+
+
+class AggregationConfig(Section):
+    """How the contributions of a round become one gradient."""
+
+    name: str = "mean"
+    """`mean` weighs by samples. The others bear some peers that send anything: coordinate-wise `median`,
+    `trimmed_mean` without the `byzantine` largest and smallest values, `krum`: the one closest to its neighbours. Or
+    `package.module:attribute` (a Strategy of contract/robust.py)."""
+    byzantine: Annotated[int, Field(ge=0)] = 1
+    """How many peers may send anything: needs more than twice as many contributions for `trimmed_mean`, and at least
+    twice as many plus three for `krum`."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Each contribution is scaled down to at most this L2 norm before anything else; 0 leaves them as they are."""
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, value: str) -> str:
+        return _known(value, BUILT_IN_AGGREGATORS, "aggregation.name")
+
+
+class CheckpointConfig(Section):
+    """What a run can be taken up from, and how much of it has to be computed again."""
+
+    every_rounds: Annotated[int, Field(ge=0)] = 20
+    """Rounds between checkpoints of weights, optimizer, scheduler and residuals; one more at an orderly end. 0 writes
+    that last one only."""
+
+
+class TrustConfig(Section):
+    """What a peer has to bear from others."""
+
+    rejections: Positive = 3
+    """So many contributions that carry a peer's signature and still cannot be used exclude it from the run, with the
+    evidence in the commit record."""
 
 
 class CodeConfig(Section):
@@ -239,6 +302,14 @@ class RunConfig(Section):
     """Gradient computation."""
     exchange: ExchangeConfig = ExchangeConfig()
     """Exchange."""
+    membership: MembershipConfig = MembershipConfig()
+    """Membership."""
+    aggregation: AggregationConfig = AggregationConfig()
+    """Aggregation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    trust: TrustConfig = TrustConfig()
+    """Trust."""
     code: CodeConfig = CodeConfig()
     """The user's own code."""
     aws: AwsConfig = AwsConfig()
@@ -254,7 +325,34 @@ class RunConfig(Section):
         _known(self.data.source, BUILT_IN_SOURCES, "data.source")
         if self.data.sizes and len(self.data.sizes) != self.peers:
             raise ValueError(f"data.sizes names {len(self.data.sizes)} partitions, but peers is {self.peers}")
+        self._check_aggregation()
+        self._check_membership()
         return self
+
+    def _check_aggregation(self) -> None:
+        """Raises ValueError for an aggregator that these peers, or this topology, cannot feed."""
+        name, byzantine = self.aggregation.name, self.aggregation.byzantine
+        needed = {"trimmed_mean": 2 * byzantine + 1, "krum": 2 * byzantine + 3}.get(name, 1)
+        if self.peers < needed:
+            raise ValueError(
+                f"aggregation.name = {name!r} with byzantine = {byzantine} needs {needed} peers, "
+                f"but the run has {self.peers}"
+            )
+        if self.exchange.topology == "reduce_scatter" and (name == "krum" or self.aggregation.clip_norm):
+            what = "krum" if name == "krum" else "clip_norm"
+            raise ValueError(f"aggregation: {what} needs whole gradients, which reduce_scatter does not bring together")
+
+    def _check_membership(self) -> None:
+        """Raises ValueError for numbers that contradict each other."""
+        members = self.membership
+        if isinstance(members.quorum, int) and members.quorum > self.peers:
+            raise ValueError(f"membership.quorum is {members.quorum}, but the run has {self.peers} peers")
+        if members.heartbeat_timeout_seconds < 2 * members.heartbeat_seconds:
+            raise ValueError("membership.heartbeat_timeout_seconds must be at least two heartbeat_seconds")
+        if members.deadline_floor_seconds > members.deadline_ceiling_seconds:
+            raise ValueError("membership.deadline_floor_seconds is above deadline_ceiling_seconds")
+        if self.mode == "async" and self.exchange.topology != "all_gather":
+            raise ValueError("exchange.topology = 'reduce_scatter' needs mode = 'sync'")
 
     def to_toml(self) -> str:
         """The complete configuration as TOML, defaults included."""

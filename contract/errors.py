@@ -8,6 +8,12 @@ Every error's message is one sentence for the person who meets it: what happened
 
 from __future__ import annotations
 
+#: Exit status of a peer that something befell which is no reason for others to end, such as storage that does not
+#: answer: it may be started again. (75 is sysexits.h's EX_TEMPFAIL.) Its event `failed` says `alone`.
+EXIT_ALONE = 75
+#: Exit status of a peer whose rank another process has taken over: it must not be started again. `alone` as well.
+EXIT_SUPERSEDED = 76
+
 
 class PeerlessError(Exception):
     """Anything that Peerless itself reports; its text is one sentence for the user."""

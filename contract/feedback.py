@@ -33,25 +33,32 @@ class ErrorFeedback:
         """`elements` is n."""
         self._codec, self._elements = codec, elements
         self._residual: F32 | None = None  # of zeros
+        self.includes_next = False
+        """Whether the residual includes the gradient that `encode` gets next (`load`)."""
 
-    def encode(self, gradient: F32, seed: int) -> bytes:
+    def encode(self, gradient: F32, seed: int, codec: GradientCodec | None = None) -> bytes:
         """Bytes of `gradient` (n,) plus the residual, all of which is the residual until `taken` says otherwise.
+
+        `codec` stands in for the one that is usual where contributions are cut into shards.
 
         Raises NonFiniteGradient, also where the sum leaves float32's range; the residual is what it was then.
         """
-        with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
-            owed = gradient.copy() if self._residual is None else gradient + self._residual
-        payload = self._codec.encode(owed, seed)
-        self._residual = owed
+        if self.includes_next:
+            owed = self.state
+        else:
+            with np.errstate(over="ignore"):  # the codec finds an overflow, and says where
+                owed = gradient.copy() if self._residual is None else gradient + self._residual
+        payload = (codec or self._codec).encode(owed, seed)
+        self._residual, self.includes_next = owed, False
         return payload
 
-    def taken(self, payload: Blob) -> None:
+    def taken(self, payload: Blob, codec: GradientCodec | None = None) -> None:
         """A round has applied `payload` as this peer's contribution: the residual is what it lacks.
 
         These need not be the bytes that `encode` gave. Raises CorruptObject; the residual is what it was then.
         """
         rest = np.zeros(self._elements, np.float32) if self._residual is None else self._residual
-        self._codec.accumulate(payload, rest, -1.0)
+        (codec or self._codec).accumulate(payload, rest, -1.0)
         self._residual = rest if rest.any() else None
 
     @property
@@ -59,8 +66,16 @@ class ErrorFeedback:
         """A copy of the residual (n,), for a checkpoint between two rounds."""
         return np.zeros(self._elements, np.float32) if self._residual is None else self._residual.copy()
 
-    def load(self, state: F32) -> None:
-        """Go on from a copy of `state`. Raises CorruptObject for what cannot be a residual of this peer."""
+    def load(self, state: F32, includes_next: bool = False) -> None:
+        """Go on from a copy of `state`. Raises CorruptObject for what cannot be a residual of this peer.
+
+        `includes_next`: the gradient that `encode` gets next is in it already, because the state was taken between
+        `encode` and the end of a round that is now computed again. It is not added a second time.
+        """
         if state.dtype != np.float32 or state.shape != (self._elements,) or not np.isfinite(state).all():
             raise CorruptObject(f"a residual is {self._elements} finite values of float32")
-        self._residual = state.copy() if state.any() else None
+        self._residual, self.includes_next = state.copy() if state.any() else None, includes_next
+
+    def forget(self) -> None:
+        """What was owed is not known any more: a round that this process did not compute has settled it."""
+        self._residual, self.includes_next = None, False

@@ -6,12 +6,17 @@
       members/<rank>.json                            batches/<index>.safetensors
       commits/<round>.json
       results/<round>.json
+      checkpoints/<round>.json
       stop.json
       validation.safetensors
       reports/<rank>.json
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      shards/<round>/<shard>
+      checkpoints/<round>/common
+      checkpoints/<round>/<rank>-<incarnation>
+      alive/<rank>
       events/<rank>/<milliseconds>.jsonl
     deployment/current.json
 
@@ -25,7 +30,7 @@ well: peers that share one bucket do not collide.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from contract import jsonform
@@ -33,7 +38,9 @@ from contract.errors import CorruptObject
 
 #: What a run may be called. It becomes part of S3 keys and queue names, so it can hold no slash and no wildcard.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
-_CONTRIBUTION = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
+_OF_A_PEER = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
+_RECORD = re.compile(r"(\d+)\.json\Z")
+_OF_A_ROUND = re.compile(r"(\d+)(?:\.json|/.+)\Z")
 _CHUNK = re.compile(r"(\d+)\.jsonl\Z")
 
 
@@ -65,6 +72,10 @@ class Places:
     def __post_init__(self) -> None:
         check_run(self.run)
 
+    def of_run(self, run: str) -> Places:
+        """The places of another run in the same buckets. Raises ValueError for a name that cannot be part of a key."""
+        return replace(self, run=run)
+
     def spec(self) -> Place:
         """The run's configuration (`RunSpec`)."""
         return spec_place(self.run, self.run_bucket, self.account)
@@ -87,7 +98,7 @@ class Places:
 
     def parse_contribution(self, key: str) -> tuple[int, int, int]:
         """(round, rank, incarnation) of a contribution's key. Raises CorruptObject for a key of anything else."""
-        parts = _CONTRIBUTION.match(key.removeprefix(self.contributions().key))
+        parts = _OF_A_PEER.match(key.removeprefix(self.contributions().key))
         if parts is None:
             raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a contribution")
         return int(parts[1]), int(parts[2]), int(parts[3])
@@ -96,9 +107,68 @@ class Places:
         """The one outcome of a round (`Commit`), created once."""
         return self._in_run(f"commits/{_round(round)}.json")
 
+    def commits(self) -> Place:
+        """The prefix under which all commits lie, for listing."""
+        return self._in_run("commits/")
+
     def result(self, round: int) -> Place:
         """The weights that a round led to (`Result`), created once."""
         return self._in_run(f"results/{_round(round)}.json")
+
+    def results(self) -> Place:
+        """The prefix under which all results lie, for listing."""
+        return self._in_run("results/")
+
+    def checkpoint(self, round: int) -> Place:
+        """The record of a checkpoint (`Checkpoint`), created once, when its common state lies in S3."""
+        return self._in_run(f"checkpoints/{_round(round)}.json")
+
+    def checkpoints(self) -> Place:
+        """The prefix under which all records of checkpoints lie, for listing."""
+        return self._in_run("checkpoints/")
+
+    def parse_checkpoint(self, key: str) -> int:
+        """The round in a checkpoint record's key. Raises CorruptObject for a key of anything else."""
+        parts = _RECORD.match(key.removeprefix(self.checkpoints().key))
+        if parts is None:
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a checkpoint record")
+        return int(parts[1])
+
+    def round_of(self, key: str, prefix: Place) -> int:
+        """The round in a key from a listing of `prefix`, under which something lies per round. Raises CorruptObject."""
+        parts = _OF_A_ROUND.match(key.removeprefix(prefix.key))
+        if parts is None or not key.startswith(prefix.key):
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is the place of no round")
+        return int(parts[1])
+
+    def checkpoint_common(self, round: int) -> Place:
+        """What all peers hold alike when `round` starts: optimizer, scheduler, convergence."""
+        return self._passing(f"checkpoints/{_round(round)}/common")
+
+    def checkpoint_states(self, round: int | None = None) -> Place:
+        """The prefix under which all states of one checkpoint lie, or of all checkpoints, for listing."""
+        return self._passing("checkpoints/" if round is None else f"checkpoints/{_round(round)}/")
+
+    def parse_own(self, key: str) -> tuple[int, int, int] | None:
+        """(round, rank, incarnation) of the key of a peer's own state; None for the key of anything else."""
+        parts = _OF_A_PEER.match(key.removeprefix(self.checkpoint_states().key))
+        return None if parts is None else (int(parts[1]), int(parts[2]), int(parts[3]))
+
+    def checkpoint_own(self, round: int, rank: int, incarnation: int) -> Place:
+        """What one peer alone holds when `round` starts: its residual."""
+        return self._passing(f"checkpoints/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+
+    def shard(self, round: int, shard: int) -> Place:
+        """The average of one shard of the parameters in a round (reduce-scatter), created once."""
+        return self._passing(f"shards/{_round(round)}/{_rank(shard)}")
+
+    def shards(self) -> Place:
+        """The prefix under which all averages of shards lie, for listing."""
+        return self._passing("shards/")
+
+    def alive(self, rank: int) -> Place:
+        """A peer's latest heartbeat, where there is no broker to carry it."""
+        return self._passing(f"alive/{_rank(rank)}")
 
     def stop(self) -> Place:
         """The common end of the run (`Stop`), created once."""
@@ -143,6 +213,10 @@ class Places:
         """The gradient of one batch, as a worker wrote it."""
         return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
 
+    def passing_of(self, rank: int) -> Place:
+        """The prefix under which all lies in a peer's bucket that no later round needs, for listing."""
+        return self._in_peer(rank, "", "expiring")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         form: dict[str, Any] = jsonform.to_dict(self)
@@ -183,6 +257,18 @@ def peer_exchange(run: str, rank: int) -> str:
 def inbox(run: str, rank: int) -> str:
     """The queue in which a peer receives."""
     return f"peerless.{check_run(run)}.inbox.{_number(rank)}"
+
+
+def pulse_exchange(run: str, rank: int) -> str:
+    """The exchange that carries a peer's heartbeats, apart from what must not be lost."""
+    return f"peerless.{check_run(run)}.pulse.{_number(rank)}"
+
+
+def pulses(run: str, rank: int, connection: str) -> str:
+    """The queue in which one connection of a peer, named by letters and digits, receives heartbeats."""
+    if not connection.isalnum():
+        raise ValueError(f"connection {connection!r} must be letters and digits")
+    return f"peerless.{check_run(run)}.pulses.{_number(rank)}.{connection}"
 
 
 def check_run(run: str) -> str:

@@ -79,6 +79,7 @@ class Commit(Record):
     extensions: dict[str, Any] = field(default_factory=dict)
     writer: MemberRef
     nonce: str
+    signature: str = ""
 
     def __post_init__(self) -> None:
         _in_rank_order("contributors", [c.rank for c in self.contributors])
@@ -99,6 +100,7 @@ class Result(Record):
     key: str
     writer: MemberRef
     nonce: str
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ class Member(Record):
     role: str = "peer"
     nonce: str
     resources: dict[str, Any] = field(default_factory=dict)
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,65 @@ class Stop(Record):
     validation_loss: float | None = None
     writer: MemberRef
     nonce: str
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Record):
+    """What a process that holds a rank says every second: that it lives, and which round it stands at."""
+
+    NAME: ClassVar[str] = "heartbeat"
+
+    version: int = 1
+    run: str
+    rank: int
+    incarnation: int
+    round: int
+    """The round that it works on; for one that has fallen behind, the first that it has not applied."""
+    silent: tuple[int, ...] = ()
+    """Ranks whose heartbeats it should hear and does not; told to everyone where not everyone hears everyone."""
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced(Record):
+    """All averages of a round's shards lie in S3: a message of the commit's writer, which nothing depends on."""
+
+    NAME: ClassVar[str] = "word that a round is reduced"
+
+    version: int = 1
+    run: str
+    round: int
+    writer: MemberRef
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Record):
+    """The state from which `round` starts: of the run as a whole, and of each member's own.
+
+    Written once, after the objects that it names.
+    """
+
+    NAME: ClassVar[str] = "checkpoint record"
+
+    version: int = 1
+    run: str
+    round: int
+    weights_sha256: str
+    """Hash of the weights that `round` starts from."""
+    key: str
+    """S3 key of the common state in the run's bucket."""
+    digest: str
+    """SHA-256 of that object, in hexadecimal."""
+    members: tuple[MemberRef, ...]
+    """Members of `round`; each leaves its own state beside the common one."""
+    writer: MemberRef
+    nonce: str
+    signature: str = ""
+
+    def __post_init__(self) -> None:
+        _in_rank_order("members", [m.rank for m in self.members])
 
 
 @dataclass(frozen=True, kw_only=True)

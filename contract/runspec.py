@@ -10,7 +10,7 @@ from contract import config as run_config
 from contract import jsonform
 from contract.config import RunConfig
 from contract.errors import ConfigError, CorruptObject
-from contract.keys import Places
+from contract.keys import Places, check_run
 from contract.modelspec import ModelSpec
 from contract.prices import Prices
 from contract.seeds import public_seed
@@ -27,10 +27,27 @@ class ValidationSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The run that another one goes on from, and the first round that the other one computes itself.
+
+    Raises ValueError for a name that no run can have, and for a round before the first.
+    """
+
+    run: str
+    round: int
+
+    def __post_init__(self) -> None:
+        check_run(self.run)
+        if self.round < 0:
+            raise ValueError(f"a run cannot go on from round {self.round}; rounds start at 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """Everything that a peer must know, the same for all of them; written once before the peers start.
 
-    Raises ValueError when the per-rank lists differ in length, or rounds_per_epoch is not what the batches give.
+    Raises ValueError when the per-rank lists differ in length, rounds_per_epoch is not what the batches give, or the
+    run goes on from itself.
     """
 
     run: str
@@ -44,7 +61,7 @@ class RunSpec:
     rounds_per_epoch: int
     """As `rounds_per_epoch(batches, config.batches_per_round)`."""
     initial_weights: str
-    """Hash (hex) of the weights that round 0 starts from; they lie at `places.weights(initial_weights)`."""
+    """Hash (hex) of the weights that the first round starts from; they lie at `places.weights(initial_weights)`."""
     validation: ValidationSet
     state_machines: tuple[str, ...]
     """ARN per rank; "" where the peer computes in its own process."""
@@ -54,6 +71,8 @@ class RunSpec:
     """Seconds since the epoch."""
     prices: Prices | None = None
     """What the run's parts cost, for the peers' meters; None where nobody asked, or nothing costs (locally)."""
+    origin: Origin | None = None
+    """The run that this one goes on from, which lies in the same buckets; None where it begins at round 0."""
 
     def __post_init__(self) -> None:
         per_rank = {
@@ -67,8 +86,15 @@ class RunSpec:
                 raise ValueError(f"{name} has {length} entries, but the run has {self.config.peers} peers")
         if self.run != self.places.run:
             raise ValueError(f"the run is {self.run!r}, but its places are those of {self.places.run!r}")
+        if self.origin is not None and self.origin.run == self.run:
+            raise ValueError(f"run {self.run} cannot go on from itself")
         if self.rounds_per_epoch != rounds_per_epoch(self.batches, self.config.batches_per_round):
             raise ValueError(f"rounds_per_epoch is {self.rounds_per_epoch}, which the batches do not give")
+
+    @property
+    def first_round(self) -> int:
+        """The round that the initial weights belong to; rounds of a run that goes on count on from its origin's."""
+        return 0 if self.origin is None else self.origin.round
 
     @property
     def rounds_limit(self) -> int:
@@ -149,6 +175,7 @@ class _Rest:
     code_digest: str
     created: float
     prices: Prices | None = None  # specifications of before there were prices stay readable
+    origin: Origin | None = None  # likewise
 
 
 def rounds_per_epoch(batches: tuple[int, ...], batches_per_round: int) -> int:

@@ -6,7 +6,8 @@ unsigned, f an IEEE float.
     offset  size  field
          0     4  magic, `PRL1`
          4     1  version, 1
-         5     1  kind: 1 gradient (one batch), 2 update (a peer's contribution), 3 weights
+         5     1  kind: 1 gradient (one batch), 2 update (a peer's contribution), 3 weights, 4 shard
+                (the average of one shard of the parameters)
          6     2  flags: bit 0 loss present, bit 1 validation loss present; other bits zero
          8     4  u header bytes: everything before the payload
         12     4  u extension bytes, at most 65,536
@@ -28,100 +29,39 @@ unsigned, f an IEEE float.
         96     8  f loss, zero where absent
        104     8  f validation loss, zero where absent
        112    32  hash of the weights it was computed from (for weights: their own)
-       144    32  digest: SHA-256 over the whole frame with digest and signature zeroed
-       176    64  signature of the digest, zero until signing exists
+       144    32  digest: SHA-256 over the whole frame with digest and signature zeroed; with a shard table, over
+                everything before the payload, likewise
+       176    64  signature of the digest, zero where there is none
        240     …  name of the run, name of the codec (ASCII), extensions, zeros to a multiple of 16 bytes
 
-    extension:  u2 type, u1 flags (bit 0: must understand; other bits zero), u1 zero, u4 length, value
-
-Extension types: 1 validation accuracy (f8, 0 to 1). A reader skips a type that it does not know, unless the
+Extensions and their types are in contract/extensions.py. A reader skips a type that it does not know, unless the
 must-understand bit is set: then the frame is refused. Reserved and absent fields are zero and non-finite losses are
 refused, so one content has one encoding. The padding keeps float32 payloads aligned, which NumPy is faster with.
+
+**Shards.** A contribution may carry a shard table: then payload and buffers are cut into shards, each of which can be
+fetched by its byte ranges and checked on its own. The table stands for payload and buffers in the digest: it holds
+the SHA-256 of each shard, so the part before the payload proves itself (`verify_header`), every shard is proved by
+that part (`ShardEntry.check`), and the digest, which commit records list and senders sign, binds all of it. Only a
+frame of kind 2 that is not itself a shard has a table, and its shards fill payload and buffers exactly.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
-import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
+from contract import extensions as ext
 from contract.errors import CorruptObject, NonFiniteGradient
-from contract.keys import RUN_NAME
-
-MAGIC = b"PRL1"
-VERSION = 1
-MAX_EXTENSION_BYTES = 65_536
-#: Extension type: accuracy on the validation set, one f8 between 0 and 1.
-VALIDATION_ACCURACY = 1
-
-_FIXED = struct.Struct("<4sBBHIIQQQQQQIIIIIBBHQdd32s32s64s")
-_EXTENSION = struct.Struct("<HBBI")
-_F8 = struct.Struct("<d")
-_ALIGNMENT = 16
-_DIGEST_AT, _SIGNATURE_AT = 144, 176
-_UNSIGNED_BYTES = _SIGNATURE_AT + 64 - _DIGEST_AT
-_HAS_LOSS, _HAS_VALIDATION_LOSS = 1, 2
-_MUST_UNDERSTAND = 1
-_HEX = re.compile(r"[0-9a-f]{64}\Z")
-_CODEC_NAME = re.compile(r"[a-z0-9_]{1,32}\Z")
-
-Blob = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """What a frame carries."""
-
-    GRADIENT = 1
-    UPDATE = 2
-    WEIGHTS = 3
-
-
-@dataclass(frozen=True)
-class Extension:
-    """A typed field beyond the fixed ones; `type` below 65,536."""
-
-    type: int
-    must_understand: bool
-    value: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameHeader:
-    """Everything about a frame but its contents. Hashes are 64 lower-case hexadecimal digits."""
-
-    kind: Kind
-    run: str
-    round: int
-    base_round: int
-    base_weights: str
-    rank: int
-    incarnation: int
-    shard: int = 0
-    shards: int = 1
-    group: int = 0
-    samples: int
-    loss: float | None = None
-    validation_loss: float | None = None
-    codec: str
-    seed: int
-    elements: int
-    payload_bytes: int = 0
-    buffers_bytes: int = 0
-    extensions: tuple[Extension, ...] = ()
-    digest: str = ""
-    signature: bytes = bytes(64)
-
-    @property
-    def validation_accuracy(self) -> float | None:
-        """Accuracy on the validation set (0 to 1), where the sender validated."""
-        for extension in self.extensions:
-            if extension.type == VALIDATION_ACCURACY:
-                return float(_F8.unpack(extension.value)[0])
-        return None
+from contract.extensions import Extension as Extension
+from contract.extensions import ShardEntry as ShardEntry
+from contract.extensions import accuracy_extension as accuracy_extension
+from contract.header import DIGEST_AT, FIXED_BYTES, pack_blank, parse
+from contract.header import Blob as Blob
+from contract.header import FrameHeader as FrameHeader
+from contract.header import Kind as Kind
+from contract.header import pack_header as pack_header
 
 
 @dataclass(frozen=True)
@@ -133,40 +73,52 @@ class Frame:
     buffers: memoryview
 
 
-def accuracy_extension(accuracy: float) -> Extension:
-    """The extension that carries a validation accuracy between 0 and 1."""
-    return Extension(VALIDATION_ACCURACY, False, _F8.pack(accuracy))
-
-
 def encode(header: FrameHeader, payload: Blob, buffers: Blob = b"") -> bytes:
     """The frame's bytes; lengths and digest are filled in, whatever `header` says about them.
 
-    Raises NonFiniteGradient for a loss that is NaN or infinite, ValueError for a field that does not fit its place.
+    Raises NonFiniteGradient for a loss that is NaN or infinite, ValueError for a field that does not fit its place, or
+    for a shard table that is not this payload's and these buffers'.
     """
     for name, loss in (("loss", header.loss), ("validation loss", header.validation_loss)):
         if loss is not None and not math.isfinite(loss):
             raise NonFiniteGradient(f"the {name} of round {header.round}, rank {header.rank} is {loss}")
     payload, buffers = memoryview(payload).cast("B"), memoryview(buffers).cast("B")
-    blank = _pack(replace(header, payload_bytes=payload.nbytes, buffers_bytes=buffers.nbytes))
+    blank = pack_blank(replace(header, payload_bytes=payload.nbytes, buffers_bytes=buffers.nbytes))
     try:
-        _parse(blank)  # what we send, everyone must be able to read
+        sent, _ = parse(blank)  # what we send, everyone must be able to read
+        digest = _digest(sent, blank, payload, buffers)
     except CorruptObject as error:
         raise ValueError(str(error)) from error
-    digest = _digest(blank, payload, buffers)
-    leading = blank[:_DIGEST_AT] + digest + header.signature + blank[_FIXED.size :]
+    leading = blank[:DIGEST_AT] + digest + header.signature + blank[FIXED_BYTES:]
     return b"".join((leading, payload, buffers))
 
 
+def encode_shards(header: FrameHeader, parts: Sequence[tuple[Blob, Blob]]) -> bytes:
+    """A frame with a shard table: of each shard its part of the payload and its part of the buffers, in order.
+
+    Raises as `encode` does, and ValueError for more than `extensions.MAX_SHARDS`.
+    """
+    others = tuple(extension for extension in header.extensions if extension.type != ext.SHARD_TABLE)
+    header = replace(header, extensions=(*others, ext.table_extension(parts)))
+    return encode(header, b"".join(p for p, _ in parts), b"".join(b for _, b in parts))
+
+
 def decode(
-    blob: Blob, *, expected_elements: int | None, expected_buffers_bytes: int | None, digest: str | None = None
+    blob: Blob,
+    *,
+    expected_elements: int | None,
+    expected_buffers_bytes: int | None,
+    digest: str | None = None,
+    checked: bool = False,
 ) -> Frame:
     """Check a whole frame and give views of its parts; nothing is copied.
 
     `expected_elements` and `expected_buffers_bytes` are what the receiver's model wants, None where any will do;
-    `digest` is the announced one. Raises CorruptObject.
+    `digest` is the announced one. `checked`: these bytes have been decoded before and never left this process's memory,
+    so their digest need not be computed again. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
-    header, header_bytes = _parse(view)
+    header, header_bytes = parse(view)
     total = header_bytes + header.payload_bytes + header.buffers_bytes
     if view.nbytes != total:
         raise CorruptObject(f"a frame says that it has {total} bytes, but has {view.nbytes}")
@@ -178,7 +130,7 @@ def decode(
         raise CorruptObject(f"a frame has the digest {header.digest}, announced was {digest}")
     end = header_bytes + header.payload_bytes
     payload, buffers = view[header_bytes:end], view[end:]
-    if _digest(bytes(view[:header_bytes]), payload, buffers).hex() != header.digest:
+    if not checked and _digest(header, bytes(view[:header_bytes]), payload, buffers).hex() != header.digest:
         raise CorruptObject(f"a frame of {total} bytes does not match its own digest {header.digest}")
     return Frame(header, payload, buffers)
 
@@ -186,200 +138,48 @@ def decode(
 def decode_header(blob: Blob) -> FrameHeader:
     """The header of a whole frame, or of its leading part alone (as a claim-check message carries it).
 
-    The digest is not verified: only the whole frame can be. Raises CorruptObject.
+    The digest is not verified: `decode` does that with the whole frame. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
-    header, header_bytes = _parse(view)
+    header, header_bytes = parse(view)
     if view.nbytes not in (header_bytes, header_bytes + header.payload_bytes + header.buffers_bytes):
         raise CorruptObject(f"{view.nbytes} bytes are neither a frame's header ({header_bytes} bytes) nor all of it")
+    return header
+
+
+def verify_header(leading: Blob) -> FrameHeader:
+    """The header of the leading part of a frame with a shard table, its digest checked. Raises CorruptObject."""
+    view = memoryview(leading).cast("B")
+    header, header_bytes = parse(view)
+    if header.table is None or view.nbytes != header_bytes:
+        raise CorruptObject(f"{view.nbytes} bytes are not the leading part of a frame with shards")
+    if _hash_leading(bytes(view)).hexdigest() != header.digest:
+        raise CorruptObject(f"the leading part of a frame does not match its own digest {header.digest}")
     return header
 
 
 def header_part(blob: Blob) -> bytes:
     """The leading part of a frame, which a claim-check message carries. Raises CorruptObject."""
     view = memoryview(blob).cast("B")
-    _, header_bytes = _parse(view)
+    _, header_bytes = parse(view)
     return bytes(view[:header_bytes])
 
 
-def _pack(header: FrameHeader) -> bytes:
-    """The header part with digest and signature zeroed. Raises ValueError."""
-    run, codec = header.run.encode(), header.codec.encode()
-    extensions = b"".join(_pack_extension(extension) for extension in header.extensions)
-    flags = _HAS_LOSS * (header.loss is not None) | _HAS_VALIDATION_LOSS * (header.validation_loss is not None)
-    if not _HEX.match(header.base_weights) or len(header.signature) != 64:
-        raise ValueError("base_weights has 64 hexadecimal digits, and a signature 64 bytes")
-    try:
-        fixed = _FIXED.pack(
-            MAGIC,
-            VERSION,
-            header.kind,
-            flags,
-            _padded(_FIXED.size + len(run) + len(codec) + len(extensions)),
-            len(extensions),
-            header.payload_bytes,
-            header.buffers_bytes,
-            header.elements,
-            header.samples,
-            header.round,
-            header.base_round,
-            header.rank,
-            header.incarnation,
-            header.shard,
-            header.shards,
-            header.group,
-            len(run),
-            len(codec),
-            0,
-            header.seed,
-            header.loss or 0.0,  # also turns -0.0 into 0.0: one content, one encoding
-            header.validation_loss or 0.0,
-            bytes.fromhex(header.base_weights),
-            bytes(32),
-            bytes(64),
-        )
-    except struct.error as error:
-        raise ValueError(f"a field of the frame header is out of range: {error}") from error
-    leading = fixed + run + codec + extensions
-    return leading.ljust(_padded(len(leading)), b"\0")
-
-
-def _padded(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
-
-
-def _pack_extension(extension: Extension) -> bytes:
-    if not 0 <= extension.type < 65_536:
-        raise ValueError(f"extension type {extension.type} is not below 65,536")
-    flags = _MUST_UNDERSTAND * extension.must_understand
-    return _EXTENSION.pack(extension.type, flags, 0, len(extension.value)) + extension.value
-
-
-def _digest(leading: bytes, payload: memoryview, buffers: memoryview) -> bytes:
-    digest = hashlib.sha256(leading[:_DIGEST_AT])
-    digest.update(bytes(_UNSIGNED_BYTES))
-    digest.update(leading[_FIXED.size :])
+def _digest(header: FrameHeader, leading: bytes, payload: memoryview, buffers: memoryview) -> bytes:
+    """What the frame's digest must be. Raises CorruptObject when a shard does not match the table."""
+    if header.table is not None:
+        for entry in header.table:
+            payload_part = payload[entry.payload_offset : entry.payload_offset + entry.payload_bytes]
+            entry.check(payload_part, buffers[entry.buffers_offset : entry.buffers_offset + entry.buffers_bytes])
+        return _hash_leading(leading).digest()
+    digest = _hash_leading(leading)
     digest.update(payload)
     digest.update(buffers)
     return digest.digest()
 
 
-def _parse(blob: Blob) -> tuple[FrameHeader, int]:
-    """Header and its length; every length is checked against the bytes at hand first. Raises CorruptObject."""
-    view = memoryview(blob).cast("B")
-    if view.nbytes < _FIXED.size:
-        raise CorruptObject(f"{view.nbytes} bytes are too few for a frame")
-    (
-        magic,
-        version,
-        kind,
-        flags,
-        header_bytes,
-        extension_bytes,
-        payload_bytes,
-        buffers_bytes,
-        elements,
-        samples,
-        round,
-        base_round,
-        rank,
-        incarnation,
-        shard,
-        shards,
-        group,
-        run_bytes,
-        codec_bytes,
-        reserved,
-        seed,
-        loss,
-        validation_loss,
-        base_weights,
-        digest,
-        signature,
-    ) = _FIXED.unpack_from(view)
-    if magic != MAGIC or version != VERSION:
-        raise CorruptObject(f"not a frame of version {VERSION}: it starts with {magic!r}, version {version}")
-    if kind not in set(Kind) or reserved or flags & ~(_HAS_LOSS | _HAS_VALIDATION_LOSS):
-        raise CorruptObject(f"a frame of kind {kind} with flags {flags:#x} is not understood")
-    if extension_bytes > MAX_EXTENSION_BYTES:
-        raise CorruptObject(
-            f"a frame has {extension_bytes} bytes of extensions; at most {MAX_EXTENSION_BYTES} are read"
-        )
-    used = _FIXED.size + run_bytes + codec_bytes + extension_bytes
-    if header_bytes != _padded(used) or header_bytes > view.nbytes or any(view[used:header_bytes]):
-        raise CorruptObject(f"a frame's header of {header_bytes} bytes does not fit its parts")
-    if not 0 <= shard < shards:
-        raise CorruptObject(f"a frame is shard {shard} of {shards}")
-    codec_at = _FIXED.size + run_bytes
-    extensions_at = codec_at + codec_bytes
-    header = FrameHeader(
-        kind=Kind(kind),
-        run=_name(view[_FIXED.size : codec_at], RUN_NAME, "run"),
-        round=round,
-        base_round=base_round,
-        base_weights=base_weights.hex(),
-        rank=rank,
-        incarnation=incarnation,
-        shard=shard,
-        shards=shards,
-        group=group,
-        samples=samples,
-        loss=_optional(loss, bool(flags & _HAS_LOSS)),
-        validation_loss=_optional(validation_loss, bool(flags & _HAS_VALIDATION_LOSS)),
-        codec=_name(view[codec_at:extensions_at], _CODEC_NAME, "codec"),
-        seed=seed,
-        elements=elements,
-        payload_bytes=payload_bytes,
-        buffers_bytes=buffers_bytes,
-        extensions=_extensions(view[extensions_at:used]),
-        digest=digest.hex(),
-        signature=signature,
-    )
-    return header, header_bytes
-
-
-def _name(raw: memoryview, pattern: re.Pattern[str], what: str) -> str:
-    name = bytes(raw).decode("ascii", "replace")
-    if not pattern.match(name):
-        raise CorruptObject(f"a frame's {what} cannot be named {name!r}")
-    return name
-
-
-def _optional(value: float, present: bool) -> float | None:
-    if not math.isfinite(value) or (not present and value != 0.0):
-        raise CorruptObject(f"a frame carries the loss {value}")
-    return value if present else None
-
-
-def _extensions(view: memoryview) -> tuple[Extension, ...]:
-    found: list[Extension] = []
-    at = 0
-    while at < view.nbytes:
-        if view.nbytes - at < _EXTENSION.size:
-            raise CorruptObject("a frame's extensions end in the middle of one")
-        type_, flags, reserved, length = _EXTENSION.unpack_from(view, at)
-        at += _EXTENSION.size
-        if reserved or flags & ~_MUST_UNDERSTAND or length > view.nbytes - at:
-            raise CorruptObject(f"a frame's extension of type {type_} is malformed")
-        value = bytes(view[at : at + length])
-        at += length
-        must_understand = bool(flags & _MUST_UNDERSTAND)
-        if type_ in _KNOWN:
-            if any(extension.type == type_ for extension in found):
-                raise CorruptObject(f"a frame's extension of type {type_} occurs twice")
-            _KNOWN[type_](value)
-        elif must_understand:
-            raise CorruptObject(
-                f"a frame needs its extension of type {type_} understood, which this build does not know"
-            )
-        found.append(Extension(type_, must_understand, value))
-    return tuple(found)
-
-
-def _check_accuracy(value: bytes) -> None:
-    if len(value) != _F8.size or not 0.0 <= _F8.unpack(value)[0] <= 1.0:
-        raise CorruptObject("a frame's validation accuracy is not a number between 0 and 1")
-
-
-#: Known extension types, each with the check of its value.
-_KNOWN: dict[int, Callable[[bytes], None]] = {VALIDATION_ACCURACY: _check_accuracy}
+def _hash_leading(leading: bytes) -> hashlib._Hash:
+    digest = hashlib.sha256(leading[:DIGEST_AT])
+    digest.update(bytes(FIXED_BYTES - DIGEST_AT))
+    digest.update(leading[FIXED_BYTES:])
+    return digest

@@ -18,9 +18,10 @@ class Rights:
     """Regular expressions over names in the virtual host `/` (https://www.rabbitmq.com/docs/access-control)."""
 
     configure: str
-    """What it may declare and delete: every exchange, as those that it binds its inbox to must exist, and its inbox."""
+    """What it may declare and delete: every exchange, as those that it binds its queues to must exist, and its queues,
+    which are its inbox and, one per connection, those for heartbeats."""
     write: str
-    """What it may publish to, and which queue it may bind. Not the default exchange, which leads to every queue."""
+    """What it may publish to, and which queues it may bind. Not the default exchange, which leads to every queue."""
     read: str
     """What it may consume and purge, and which exchanges it may bind to."""
 
@@ -32,11 +33,12 @@ def user_name(rank: int) -> str:
 
 def rights(rank: int) -> Rights:
     """Of the peer's account, in any run."""
-    own, exchanges = f"inbox\\.{rank}", "peer\\.\\d+"
+    queues = f"inbox\\.{rank}", f"pulses\\.{rank}\\.[0-9a-f]+"
+    exchanges = "peer\\.\\d+", "pulse\\.\\d+"
     return Rights(
-        configure=_names(exchanges, own),
-        write=_names(f"peer\\.{rank}", own),
-        read=_names(exchanges, own),
+        configure=_names(*exchanges, *queues),
+        write=_names(f"peer\\.{rank}", f"pulse\\.{rank}", *queues),
+        read=_names(*exchanges, *queues),
     )
 
 

@@ -29,9 +29,20 @@ REASONS = "Reasons"
 #: Beginning of the keys that lifecycle rules delete after the settings' days.
 EXPIRING = "expiring/"
 #: Records of a run that are created once (`If-None-Match`) and never change.
-CREATED_ONCE = ("runs/*/run.json", "runs/*/commits/*", "runs/*/results/*", "runs/*/stop.json")
-#: Frames: created once as well, and deleted after their round.
+CREATED_ONCE = (
+    "runs/*/run.json",
+    "runs/*/commits/*",
+    "runs/*/results/*",
+    "runs/*/checkpoints/*",
+    "runs/*/stop.json",
+)
+#: Frames, averages of shards and common states of checkpoints: created once as well, and deleted later.
 CONTRIBUTIONS = "expiring/*/contributions/*"
+SHARDS = "expiring/*/shards/*"
+COMMON_STATES = "expiring/*/checkpoints/*/common"
+PASSING_ONCE = (CONTRIBUTIONS, SHARDS, COMMON_STATES)
+#: What the writer of a round's result removes when it is no longer needed, be it whose it may.
+CLEARED = ("expiring/*/weights/*", CONTRIBUTIONS, SHARDS, "expiring/*/checkpoints/*")
 #: Claims on ranks, created or replaced under a condition (`If-None-Match`, `If-Match`).
 MEMBERS = "runs/*/members/*"
 WEIGHTS = "expiring/*/weights/*"
@@ -238,8 +249,13 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
                 for key in (
                     WEIGHTS,
                     f"expiring/*/contributions/*/{name}-*",
+                    SHARDS,
+                    COMMON_STATES,
+                    f"expiring/*/checkpoints/*/{name}-*",
+                    f"expiring/*/alive/{name}",
                     "runs/*/commits/*",
                     "runs/*/results/*",
+                    "runs/*/checkpoints/*",
                     "runs/*/stop.json",
                     f"runs/*/members/{name}.json",
                     f"runs/*/reports/{name}.json",
@@ -251,8 +267,8 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
         Grant(
             sid="ClearRun",
             actions=("s3:DeleteObject",),
-            resources=(f"{run_bucket}/{WEIGHTS}", f"{run_bucket}/{CONTRIBUTIONS}"),
-            reason=f"whoever writes a round's result removes what the round before left, of all peers; {_ANY_RUN}",
+            resources=tuple(f"{run_bucket}/{key}" for key in CLEARED),
+            reason=f"whoever writes a round's result removes what earlier rounds left, of all peers; {_ANY_RUN}",
         ),
         Grant(
             sid="ReadPeer",

@@ -1,7 +1,8 @@
 """One peer: `python -m peer_agent --rank N --run RUN --run-bucket BUCKET`, on a laptop as on EC2.
 
-Exit status: 0 when the run ended in order, 1 for a failure, 2 for a mistake of the user's, 130 when a second signal cut
-it short. A failure prints one line on standard error; its traceback comes with --debug only.
+Exit status: 0 when the run ended in order, 1 for a failure that ends it for all, 2 for a mistake of the user's, 75 when
+this process alone could not go on, 76 when another one has taken its rank over, 130 when a second signal cut it short.
+A failure prints one line on standard error; its traceback comes with --debug only.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ import torch
 from contract.clock import Clock, SystemClock
 from contract.code import code_digest
 from contract.env import AgentEnv
-from contract.errors import CodeError, ConfigError, ObjectMissing, PeerlessError, UserError
+from contract.errors import (
+    EXIT_ALONE,
+    EXIT_SUPERSEDED,
+    CodeError,
+    ConfigError,
+    ObjectMissing,
+    PeerlessError,
+    Superseded,
+    UserError,
+)
 from contract.events import EventLog
 from contract.keys import spec_place
-from contract.records import Member
+from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
+from contract.signing import SigningKey
 from contract.store import S3Store
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
@@ -35,13 +46,16 @@ from peer_agent.actions_sync import SyncActions
 from peer_agent.background import Threads
 from peer_agent.compute import gradient_service
 from peer_agent.exchange import open_exchange
+from peer_agent.keyring import USE
 from peer_agent.membership import claim
 from peer_agent.metrics import StageMetrics
-from peer_agent.records import new_nonce
-from peer_agent.runner import Runner
+from peer_agent.records import Records, new_nonce
+from peer_agent.runner import Runner, is_alone
 
 #: Signals closer together than this count as one: a terminal's Ctrl-C and the launcher's SIGTERM mean the same wish.
 ONE_WISH_SECONDS = 1.0
+#: S3 is asked for a minute and a half before a peer gives up: a server may be restarting.
+STORE_ATTEMPTS = 20
 _MODES: dict[str, Callable[[RunSpec, Member, Ports], Actions]] = {"sync": SyncActions, "async": AsyncActions}
 
 
@@ -65,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.debug:
                 traceback.print_exc()
             print(f"peerless: {_sentence(error)}", file=sys.stderr)
-            return 2 if isinstance(error, UserError) else 1
+            return _status(error)
     return 0
 
 
 def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: EventLog, stack: ExitStack) -> Runner:
     """Read the run's configuration, build the ports, and claim the rank; what must be closed goes on `stack`."""
-    store = S3Store(region=env.region, endpoint_url=env.endpoint_url, clock=clock)
+    store = S3Store(region=env.region, endpoint_url=env.endpoint_url, clock=clock, attempts=STORE_ATTEMPTS)
     stack.callback(store.close)
     rank: int = arguments.rank
     spec = _read_spec(store, arguments.run, arguments.run_bucket, env.account)
@@ -82,7 +96,16 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
 
     broker_url = env.broker_url if spec.config.exchange.transport == "rabbitmq" else ""
     # Before the claim: whoever sees the claim may publish, and this peer's inbox must stand by then (decision 0004).
-    exchange = open_exchange(broker_url, run=spec.run, rank=rank, peers=spec.config.peers, clock=clock)
+    exchange = open_exchange(
+        broker_url,
+        run=spec.run,
+        rank=rank,
+        peers=spec.config.peers,
+        clock=clock,
+        store=store,
+        places=spec.places,
+        heartbeat_seconds=spec.config.membership.heartbeat_seconds,
+    )
     stack.callback(exchange.close)
     gradients = gradient_service(spec, rank, store=store, endpoint_url=env.endpoint_url, clock=clock)
     stack.callback(gradients.close)
@@ -96,6 +119,7 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         events=events,
         clock=clock,
         background=Threads(spec.config.compute.threads),
+        key=SigningKey.generate(),
     )
     member = claim(
         store,
@@ -104,8 +128,17 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         peer_id=arguments.peer_id or f"{socket.gethostname()}-{rank}",
         nonce=new_nonce(),
         resources={"cores": os.cpu_count() or 1},
+        public_keys={USE: ports.key.public},
+        is_dropped=lambda held: _is_dropped(store, spec, held),
+        sign=ports.key.sign,
     )
     return Runner(_MODES[spec.config.mode](spec, member, ports))
+
+
+def _is_dropped(store: S3Store, spec: RunSpec, held: MemberRef) -> bool:
+    """Whether the run has gone on without a process: it is no member of the latest commit's."""
+    commit = Records(store, spec.places, held).latest_commit()
+    return commit is not None and all(member.rank != held.rank for member in commit.members)
 
 
 def _read_spec(store: S3Store, run: str, run_bucket: str, account: str | None) -> RunSpec:
@@ -130,7 +163,8 @@ def _prepare_process(spec: RunSpec, env: AgentEnv) -> None:
     if env.code_dir is not None and str(env.code_dir) not in sys.path:
         sys.path.insert(0, str(env.code_dir))
     torch.set_num_threads(spec.config.compute.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What `use_deterministic_algorithms` sets, without the second of imports that it makes for the compiler.
+    torch.set_deterministic_debug_mode("warn")
 
 
 class Interrupts:
@@ -156,6 +190,15 @@ class Interrupts:
         if self._first_at is None:
             self._first_at = now
             self.runner.request_end("interrupted")
+
+
+def _status(error: Exception) -> int:
+    """What the launcher does about it depends on this: it starts a peer again only where that can help."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, Superseded):
+        return EXIT_SUPERSEDED
+    return EXIT_ALONE if is_alone(error) else 1
 
 
 def _sentence(error: Exception) -> str:

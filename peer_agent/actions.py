@@ -5,7 +5,6 @@ Each action returns the events that answer its command. Nothing in here decides 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,24 +17,32 @@ from numpy.typing import NDArray
 from contract import models
 from contract.batches import Manifest
 from contract.clock import Clock
+from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
 from contract.events import EventLog
+from contract.extensions import MAX_SHARDS
 from contract.objective import Evaluation
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
+from contract.sharding import Sharding
+from contract.signing import SigningKey
 from contract.tensors import Buffers, Layout
 from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
-from peer_agent.contributions import Contributions
+from peer_agent.conduct import CONTENT
+from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
+from peer_agent.exchange.topology import Topology, topology
+from peer_agent.membership import Fence
 from peer_agent.meter import Meter
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
 from peer_agent.spool import Spool
+from peer_agent.trust import Trust
 from peer_agent.update import Update
 from peer_agent.validation import Validator
 
@@ -51,12 +58,17 @@ class Ports:
     events: EventLog
     clock: Clock
     background: Background
+    key: SigningKey
+    """This process's own, which its member record names."""
 
 
 class Machine(Protocol):
     """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
 
     round: int
+
+    @property
+    def members(self) -> tuple[MemberRef, ...]: ...
 
     @property
     def contributed(self) -> bool: ...
@@ -76,6 +88,10 @@ class _Own:
     validate: bool
     gradient: RoundGradient | None = None
     validation: Evaluation | None = None
+
+
+#: Bytes that a shard's payload may have beyond its part of the whole one's.
+SHARD_OVERHEAD = 256
 
 
 class Reception:
@@ -119,16 +135,24 @@ class Actions:
         self.me = MemberRef(rank=member.rank, incarnation=member.incarnation)
         model = models.build(spec.model)
         self.layout = Layout.of(model)
-        self.records = Records(ports.store, spec.places, self.me)
+        self.fence = Fence(
+            ports.store, spec.places, member, ports.clock, spec.config.membership.heartbeat_timeout_seconds
+        )
+        """Confirms that this process still holds its rank, before whatever it writes."""
+        self.trust = Trust(ports.key, member, self.frame_rules, spec.config.trust.rejections, self._find_member)
+        self.records = Records(
+            ports.store, spec.places, self.me, fence=self.fence.check, sign=ports.key.sign, vouch=self.trust.vouch
+        )
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
-        self.update = Update(self.layout, *self.shelf.get(spec.initial_weights), spec.config.optimizer)
+        self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
+        self.update = self.fresh_update(*self.shelf.get(spec.initial_weights))
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
-        self.spool = Spool(spool_folder)
-        self.contributions = Contributions(spec, self.layout, self.me, ports.store, self.spool)
+        self.contributions = Contributions(
+            spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt
+        )
         self.validator = Validator(spec, ports.store, model, self.layout)
-        self.convergence = Convergence(self.update.optimizer, spec.config.scheduler, spec.config.early_stopping)
+        self.convergence = self.fresh_convergence()
         self.reception = Reception(ports.metrics)
-        self.rejected: Counter[str] = Counter()
         self.rounds_applied = 0
         self.invocations = 0
         self.executions = 0
@@ -138,6 +162,15 @@ class Actions:
         self.best_loss: float | None = None
         self._own: _Own | None = None
 
+    def fresh_update(self, flat: NDArray[np.float32], buffers: Buffers) -> Update:
+        """Weights without a history."""
+        config = self.spec.config
+        return Update(self.layout, flat, buffers, config.optimizer, config.aggregation, self.spool.folder)
+
+    def fresh_convergence(self) -> Convergence:
+        """Nothing validated yet, for the optimizer of `update`."""
+        return Convergence(self.update.optimizer, self.spec.config.scheduler, self.spec.config.early_stopping)
+
     @property
     def frame_rules(self) -> FrameRules:
         """What all contributions of this run have in common."""
@@ -146,13 +179,35 @@ class Actions:
             codec=self.spec.config.exchange.codec,
             elements=self.layout.elements,
             buffers_bytes=self.layout.buffers_bytes,
+            samples_max=max(self.spec.samples),
+            sharded=self.topology.shards([0]) > 0,
+            payload_max=self._payload_max,
         )
+
+    @property
+    def topology(self) -> Topology:
+        """How contributions come together."""
+        return topology(self.spec.config.exchange.topology)
+
+    @property
+    def _payload_max(self) -> int:
+        """Bytes of the longest contribution: each shard has a header and a rounded end of its own."""
+        whole = codec(self.spec.config.exchange.codec).encoded_bytes(self.layout.elements)
+        return whole if self.topology.shards([0]) == 0 else whole + MAX_SHARDS * SHARD_OVERHEAD
+
+    def sharding(self) -> Sharding | None:
+        """How this round's contributions are cut; None where they stay whole."""
+        return None
+
+    def recipient(self) -> int | None:
+        """Whom this round's contributions are announced to; None for everyone."""
+        return None
 
     def execute(self, command: s.Command) -> Iterable[s.Event]:
         """Carry out a command."""
         match command:
             case s.FindMembers(ranks):
-                return [s.MemberSeen(member) for member in map(self.records.member, ranks) if member is not None]
+                return [s.MemberSeen(member) for member in map(self.trust.seek, ranks) if member is not None]
             case s.FindStop():
                 stop = self.records.stop()
                 return [] if stop is None else [s.StopFound(stop)]
@@ -160,9 +215,8 @@ class Actions:
                 return self.compute(command)
             case s.Hold(header, body, sender):
                 return self.hold(header, body, sender)
-            case s.Reject(reason, sender, round):
-                self.reject(reason, sender, round)
-                return []
+            case s.Reject(reason, sender, round, header, other):
+                return self.reject(reason, sender, round, header, other)
             case _:
                 raise TypeError(f"{type(command).__name__} is no command of this mode")
 
@@ -221,11 +275,14 @@ class Actions:
             return []
         self._own = None
         with self.ports.metrics.stage("send", own.round) as stage:
-            made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation)
+            made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation, self.sharding())
+            self.fence.check()
             header, frame = self.contributions.store_own(made)
             message = self.contributions.announcement(frame)
-            self.ports.exchange.publish("frame", message)
-            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1)
+            to = self.recipient()
+            if to != self.me.rank:
+                self.ports.exchange.publish("frame", message, to)
+            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1 if to is None else 1)
         self.reception.begin(own.round)
         return [s.ContributionHeld(header)]
 
@@ -234,15 +291,29 @@ class Actions:
         try:
             frame_bytes = self.contributions.keep(header, body)
         except (ObjectMissing, CorruptObject) as error:
-            self.reject("missing" if isinstance(error, ObjectMissing) else "corrupt", sender, header.round)
-            return []
+            reason = "missing" if isinstance(error, ObjectMissing) else "corrupt"
+            if isinstance(error, UnusableContent):
+                reason = CONTENT
+            return [*self.reject(reason, sender, header.round, header), s.HoldFailed(header)]
         self.reception.received(frame_bytes)
         return [s.ContributionHeld(header)]
 
-    def reject(self, reason: str, sender: int | None, round: int | None) -> None:
-        """Count a message that does not fit, and show it."""
-        self.rejected[reason] += 1
+    def reject(
+        self,
+        reason: str,
+        sender: int | None,
+        round: int | None,
+        header: FrameHeader | None = None,
+        other: FrameHeader | None = None,
+    ) -> Sequence[s.Event]:
+        """Count a message that does not fit, and show it; Guilty where its signer has given evidence enough."""
+        attributable = self.trust.conduct.reject(reason, sender, header, other=other)
         self.ports.events.emit("frame_rejected", round=round, fields={"reason": reason, "sender": sender})
+        guilty = self.trust.guilty(()) if attributable else frozenset()
+        return [s.Guilty(guilty)] if guilty else []
+
+    def _find_member(self, rank: int) -> Member | None:
+        return self.records.member(rank)
 
     def decide(self, round: int, weights_sha256: str, loss: float) -> str:
         """Feed a validation loss to convergence; a reason to stop, or an empty string."""

@@ -18,19 +18,29 @@ class FrameRules:
     elements: int
     """Length of the flat gradient."""
     buffers_bytes: int
+    samples_max: int = 2**63 - 1
+    """More samples than any peer has; whoever claims more wants to own the mean."""
+    sharded: bool = False
+    """Whether contributions are cut into shards."""
+    payload_max: int = 2**63 - 1
+    """Bytes of the longest payload, so that nothing larger is fetched."""
 
     def misfit(self, header: FrameHeader) -> str | None:
         """Why `header` cannot be a contribution to this run at all, or None."""
         if header.run != self.run:
             return "run"
+        if (header.table is not None) != self.sharded:
+            return "shards"
         if header.kind is not Kind.UPDATE or header.shards != 1 or header.shard != 0 or header.group != 0:
             return "kind"
         if header.codec != self.codec:
             return "codec"
         if header.elements != self.elements or header.buffers_bytes != self.buffers_bytes:
             return "shape"
-        if header.samples <= 0:
+        if not 0 < header.samples <= self.samples_max:
             return "samples"
+        if header.payload_bytes > self.payload_max:
+            return "oversized"
         if header.round != header.base_round:
             return "base_round"
         return None

@@ -85,6 +85,11 @@ class AsyncMachine:
         return list(handler(event))
 
     @property
+    def members(self) -> tuple[MemberRef, ...]:
+        """Everyone whose claim is known."""
+        return self.roster.members
+
+    @property
     def contributed(self) -> bool:
         """Whether this peer waits for others: only at the start."""
         return self.phase is Phase.JOINING

@@ -6,46 +6,79 @@ read whole and matches its digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
 
 from contract import wire
-from contract.codec import codec
-from contract.errors import CorruptObject, Superseded
+from contract.codec import GradientCodec, codec
+from contract.errors import CorruptObject, NonFiniteGradient, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
-from contract.keys import Place
+from contract.keys import Place, Places
 from contract.objective import Evaluation
-from contract.records import Contributor, MemberRef
+from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
+from contract.sharding import Sharding
 from contract.store import ObjectStore
-from contract.tensors import Layout, pack_buffers
+from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
+
+#: What using a frame raises when no gradient can be made of it.
+UNUSABLE = (CorruptObject, NonFiniteGradient, WeightsMismatch)
+
+
+class UnusableContent(CorruptObject):
+    """A contribution that is what its sender announced, and no gradient."""
 
 
 class Contributions:
     """One peer's dealings with frames. `raw_bytes` and `encoded_bytes` sum up its own gradients before and after."""
 
-    def __init__(self, spec: RunSpec, layout: Layout, me: MemberRef, store: ObjectStore, spool: Spool) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        layout: Layout,
+        me: MemberRef,
+        store: ObjectStore,
+        spool: Spool,
+        sign: Callable[[bytes], bytes] = lambda frame: frame,
+        doubt: Callable[[FrameHeader], str | None] = lambda header: None,
+    ) -> None:
+        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
+        self._sign, self._doubt = sign, doubt
         self._codec = codec(spec.config.exchange.codec)
         self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
         """This peer's residual; None where error feedback is off."""
-        self._made: int | None = None  # the latest round for which this process has made a contribution
+        self.made: int | None = None
+        """The latest round for which this process has made a contribution."""
+        self._spoiled: set[str] = set()  # digests of what commits list and no gradient can be made of
         self.raw_bytes = 0
         self.encoded_bytes = 0
 
-    def make(self, round: int, base_weights: str, gradient: RoundGradient, validation: Evaluation | None) -> bytes:
-        """The frame of this peer's contribution. Raises NonFiniteGradient.
+    def make(
+        self,
+        round: int,
+        base_weights: str,
+        gradient: RoundGradient,
+        validation: Evaluation | None,
+        sharding: Sharding | None = None,
+    ) -> bytes:
+        """The frame of this peer's contribution, cut as `sharding` says. Raises NonFiniteGradient.
 
         The seed of the rounding differs between peers and rounds, or their errors would add up instead of averaging
         out; it depends on nothing else, so the same run gives the same bytes (invariant 8).
         """
         seed = public_seed(self._spec.config.seed, "rounding", self._me.rank, round)
-        encoder = self._codec if self.feedback is None else self.feedback
-        payload = encoder.encode(gradient.gradient, seed)
-        self._made = round
+        used = self._codec if sharding is None else sharding.codec
+        if self.feedback is None:
+            payload = used.encode(gradient.gradient, seed)
+        else:
+            payload = self.feedback.encode(gradient.gradient, seed, used)
+        self.made = round
         header = FrameHeader(
             kind=wire.Kind.UPDATE,
             run=self._spec.run,
@@ -62,7 +95,9 @@ class Contributions:
             elements=self._layout.elements,
             extensions=() if validation is None else (wire.accuracy_extension(validation.accuracy),),
         )
-        frame = wire.encode(header, payload, pack_buffers(self._layout, gradient.buffers))
+        buffers = pack_buffers(self._layout, gradient.buffers)
+        encode = wire.encode if sharding is None else sharding.frame
+        frame = self._sign(encode(header, payload, buffers))
         self.raw_bytes += gradient.gradient.nbytes
         self.encoded_bytes += len(frame) - self._layout.buffers_bytes
         return frame
@@ -76,10 +111,11 @@ class Contributions:
         place = self.place(header.round, self._me)
         if self._store.create(place, frame) is None:
             earlier = self._store.get(place)
-            found = self._decode(earlier).header
+            found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
+        self._note_use(self._decode(frame, checked=True))
         self._spool.keep(header, frame)
         return header, frame
 
@@ -91,54 +127,81 @@ class Contributions:
         """
         if self.feedback is None:
             return
-        for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self._made):
-            self.feedback.taken(frame.payload)
+        for frame in self.frames(h for h in headers if h.rank == self._me.rank and h.round == self.made):
+            self.feedback.taken(frame.payload, self._codec_of(frame.header))
 
     def announcement(self, frame: bytes) -> bytes:
         """What a message about the frame carries: all of it, or its header where that would be too large."""
-        return frame if len(frame) <= self._spec.config.exchange.inline_bytes else wire.header_part(frame)
+        whole = len(frame) <= self._spec.config.exchange.inline_bytes and wire.decode_header(frame).table is None
+        return frame if whole else wire.header_part(frame)
 
     def read_message(self, body: bytes) -> tuple[FrameHeader, bytes]:
-        """Header and frame of a message; an empty frame where it carries the header alone. Raises CorruptObject."""
+        """Header and checked frame of a message; an empty frame where it carries the header alone. Raises
+        CorruptObject."""
         header = wire.decode_header(body)
         if len(body) == len(wire.header_part(body)):
             return header, b""
         return self._decode(body).header, body
 
     def keep(self, header: FrameHeader, frame: bytes) -> int:
-        """Put a checked frame into the spool, fetching it from S3 where `frame` is empty; returns its bytes.
+        """Put a frame that was checked into the spool, or fetch and check it where `frame` is empty; returns its bytes.
 
-        Raises ObjectMissing and CorruptObject when S3 does not hold what was announced.
+        Raises ObjectMissing and CorruptObject when S3 does not hold what was announced, UnusableContent when it does,
+        and no gradient can be made of it.
         """
+        checked = bool(frame)
         if not frame:
-            place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
-            frame = self._store.get(place)
-            if self._decode(frame, header.digest).header != header:
-                raise CorruptObject(f"{place} is not the frame that was announced")
+            member = MemberRef(rank=header.rank, incarnation=header.incarnation)
+            frame = self._store.get(self.place(header.round, member))
+        decoded = self._decode(frame, header.digest, checked)
+        if decoded.header != header:
+            raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
+        try:
+            self.use(decoded)
+        except UNUSABLE as error:
+            raise UnusableContent(str(error)) from error
         self._spool.keep(header, frame)
         return len(frame)
 
-    def fetch(self, contributor: Contributor, round: int) -> FrameHeader:
-        """Put a contribution that a commit lists into the spool.
+    def use(self, frame: Frame) -> None:
+        """Raises CorruptObject, NonFiniteGradient or WeightsMismatch for a frame of which no gradient can be made."""
+        self._codec_of(frame.header).decode(frame.payload, self._layout.elements)
+        buffers = unpack_buffers(self._layout, frame.buffers)
+        if not all(np.isfinite(value).all() for value in buffers.values() if np.issubdtype(value.dtype, np.floating)):
+            raise CorruptObject("a buffer holds NaN or infinity")
+
+    def fetch(self, contributor: Contributor, round: int, places: Places | None = None) -> FrameHeader:
+        """Put a contribution that a commit lists into the spool; of this run, or of the earlier one of `places`.
 
         Raises ObjectMissing, and CorruptObject when it is not what the commit says.
         """
-        member = MemberRef(rank=contributor.rank, incarnation=contributor.incarnation)
-        place = self.place(round, member)
+        place = (places or self._spec.places).contribution(round, contributor.rank, contributor.incarnation)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
         frame = self._store.get(place)
-        header = self._decode(frame, contributor.digest).header
+        decoded = (self._open if places is None else self._decode)(frame, contributor.digest)
+        header = decoded.header
         found = header.round, header.rank, header.incarnation, header.samples
         if found != (round, contributor.rank, contributor.incarnation, contributor.samples):
             raise CorruptObject(f"{place} is not the contribution that commit {round} describes")
+        self._note_use(decoded)
         self._spool.keep(header, frame)
         return header
+
+    def _note_use(self, frame: Frame) -> None:
+        try:
+            self.use(frame)
+        except UNUSABLE:
+            self._spoiled.add(frame.header.digest)
+
+    def usable(self, headers: Sequence[FrameHeader]) -> tuple[FrameHeader, ...]:
+        """Those of fetched or kept contributions of which a gradient can be made: the same at every peer."""
+        return tuple(header for header in headers if header.digest not in self._spoiled)
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
         found = self._store.find(self.place(round, member))
-        return None if found is None else (self._decode(found[0]).header, found[0])
+        return None if found is None else (self._open(found[0]).header, found[0])
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
         """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
@@ -156,7 +219,15 @@ class Contributions:
     def frames(self, headers: Iterable[FrameHeader]) -> Iterator[Frame]:
         """The frames of these headers, read back one by one."""
         for header in headers:
-            yield self._decode(self._spool.read(header), header.digest)
+            yield self._decode(self._spool.read(header), header.digest, checked=self._spool.is_in_memory(header))
+
+    def own(self, commit: Commit) -> FrameHeader | None:
+        """The header of what a commit lists of this process's own, while it is in the spool."""
+        for listed in commit.contributors:
+            frame = self._spool.find(listed.digest) if listed.rank == self._me.rank else None
+            if frame is not None:
+                return wire.decode_header(frame)
+        return None
 
     def delete(self, round: int, members: Iterable[MemberRef]) -> None:
         """Remove contributions that nobody needs any more from S3."""
@@ -166,10 +237,28 @@ class Contributions:
         """Where a member's contribution to `round` lies."""
         return self._spec.places.contribution(round, member.rank, member.incarnation)
 
-    def _decode(self, frame: bytes, digest: str | None = None) -> Frame:
+    def _codec_of(self, header: FrameHeader) -> GradientCodec:
+        """What decodes a contribution's payload, be it cut or whole."""
+        inner = codec(header.codec)
+        return inner if header.table is None else Sharding(self._layout, inner, len(header.table)).codec
+
+    def read(self, header: FrameHeader) -> bytes | None:
+        """What S3 holds as the contribution that a header names, or None."""
+        found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
+        return None if found is None else found[0]
+
+    def _open(self, frame: bytes, digest: str | None = None) -> Frame:
+        """A checked frame that its sender has signed. Raises CorruptObject."""
+        found = self._decode(frame, digest)
+        if reason := self._doubt(found.header):
+            raise CorruptObject(f"a frame of rank {found.header.rank} was not made by it: {reason}")
+        return found
+
+    def _decode(self, frame: bytes, digest: str | None = None, checked: bool = False) -> Frame:
         return wire.decode(
             frame,
             expected_elements=self._layout.elements,
             expected_buffers_bytes=self._layout.buffers_bytes,
             digest=digest,
+            checked=checked,
         )

@@ -29,6 +29,37 @@ class Decision:
     """`early_stopping`, or empty to go on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvergenceState:
+    """What `Convergence` knows beside its configuration, in numbers that JSON can carry: None where torch has infinity.
+
+    Raises ValueError for what no sequence of validations leads to.
+    """
+
+    lr: float
+    plateau_best: float | None
+    """The loss that the scheduler measures against."""
+    plateau_bad_validations: int
+    """Validations without improvement since then, or since the last reduction."""
+    plateau_cooldown: int
+    validations: int
+    """Validations so far."""
+    reference: float | None
+    """The loss that early stopping measures against."""
+    without_improvement: int
+    """Validations without improvement since then."""
+    best_loss: float | None
+    best_weights: str
+    """Hash (hex) of the best weights; empty before the first validation."""
+
+    def __post_init__(self) -> None:
+        counters = self.plateau_bad_validations, self.plateau_cooldown, self.validations, self.without_improvement
+        if self.lr < 0 or min(counters) < 0:
+            raise ValueError("a learning rate and counts of validations are not negative")
+        if (self.best_loss is None) != (not self.best_weights):
+            raise ValueError("the best loss and the best weights come together")
+
+
 class Convergence:
     """torch's ReduceLROnPlateau on `optimizer`, early stopping, and the best weights by validation loss."""
 
@@ -59,6 +90,32 @@ class Convergence:
             self.best_loss, self.best_weights = loss, weights_sha256
         return Decision(improved, self.lr, self.lr < before, self._stop(loss))
 
+    def state(self) -> ConvergenceState:
+        """Everything that the losses so far have led to; the same on all peers."""
+        return ConvergenceState(
+            lr=self.lr,
+            plateau_best=_finite(self._plateau.best),
+            plateau_bad_validations=self._plateau.num_bad_epochs,
+            plateau_cooldown=self._plateau.cooldown_counter,
+            validations=self._plateau.last_epoch,
+            reference=_finite(self._reference),
+            without_improvement=self._without_improvement,
+            best_loss=self.best_loss,
+            best_weights=self.best_weights,
+        )
+
+    def load(self, state: ConvergenceState) -> None:
+        """Go on from `state`; patience, factor and the like stay those of this object's configuration."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = state.lr
+        self._plateau.best = _infinite(state.plateau_best)
+        self._plateau.num_bad_epochs = state.plateau_bad_validations
+        self._plateau.cooldown_counter = state.plateau_cooldown
+        self._plateau.last_epoch = state.validations
+        self._plateau._last_lr = [state.lr for _ in self._optimizer.param_groups]
+        self._reference, self._without_improvement = _infinite(state.reference), state.without_improvement
+        self.best_loss, self.best_weights = state.best_loss, state.best_weights
+
     def _stop(self, loss: float) -> str:
         gain = self._reference - loss
         if gain > 0 and gain >= self._early_stopping.min_delta:
@@ -67,3 +124,11 @@ class Convergence:
         self._without_improvement += 1
         patience = self._early_stopping.patience
         return EARLY_STOPPING if 0 < patience <= self._without_improvement else ""
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else value

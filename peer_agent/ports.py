@@ -33,6 +33,18 @@ class Delivery:
     """Whatever the exchange needs to acknowledge it."""
 
 
+@dataclass(frozen=True)
+class Beat:
+    """One heartbeat of another process."""
+
+    sender: int | None
+    """Rank of the sender as the way shows it by which it came; None where it shows none."""
+    body: bytes
+    """The JSON of contract.records.Heartbeat."""
+    at: float
+    """When it arrived, in monotonic seconds."""
+
+
 class ExchangeCounts(Protocol):
     """Bytes of message bodies and numbers of messages since the start; a body sent to n peers counts n times."""
 
@@ -43,21 +55,45 @@ class ExchangeCounts(Protocol):
 
 
 class Exchange(Protocol):
-    """Messages between peers. Losing, doubling and reordering them costs time and nothing else."""
+    """Messages and heartbeats between peers. Losing, doubling and reordering them costs time and nothing else.
+
+    Nothing here waits for a broker that is away: `away_seconds` tells, and S3 alone carries the run meanwhile.
+    """
 
     counts: ExchangeCounts
 
-    def publish(self, kind: str, body: bytes) -> None:
-        """Put a persistent message into the inbox of every other peer that has one; returns once confirmed.
+    @property
+    def away_seconds(self) -> float:
+        """How long nothing can have been heard from others; 0 while messages and heartbeats come through."""
 
-        Raises BrokerUnavailable.
+    @property
+    def up_since(self) -> float | None:
+        """Since when they have come through, in monotonic seconds; None while they do not. Another value than the last
+        tells of an outage in between: nobody's silence before it counts."""
+
+    def publish(self, kind: str, body: bytes, to: int | None = None) -> None:
+        """Put a persistent message into the inbox of every other peer that has one, or of rank `to` alone.
+
+        Returns once it is confirmed, or after a few seconds without: then it waits, and is sent when the broker is
+        back, unless too many later ones have come. Raises BrokerUnavailable once closed.
         """
 
     def poll(self, timeout_seconds: float) -> list[Delivery]:
-        """What has arrived; waits for at least one message, up to the timeout. Raises BrokerUnavailable."""
+        """What has arrived; waits for at least one message, up to the timeout. Raises BrokerUnavailable once closed."""
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Let the broker forget a message; only after its effect is durable."""
+
+    def beat(self, body: bytes) -> None:
+        """Say this to those who watch this peer, now and at regular intervals, until the next call or `close`; it goes
+        on while the caller computes."""
+
+    def beats(self) -> list[Beat]:
+        """The heartbeats of those whom this peer watches, since the last call. One of the own rank is another
+        process's, which holds the rank too."""
+
+    def admit(self, rank: int) -> None:
+        """Hear `rank`, which joined after the start, and watch it where it is this peer's turn. Does no harm twice."""
 
     def close(self, *, retire: bool = False) -> None:
         """Leave the broker. Unacknowledged messages stay in the inbox for a successor.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from contract.errors import CorruptObject, ObjectMissing
 from contract.keys import Place, Places
@@ -29,8 +29,20 @@ def new_nonce() -> str:
 class Records:
     """Reads and writes one run's records for one peer. Everything may raise StoreUnavailable and CorruptObject."""
 
-    def __init__(self, store: ObjectStore, places: Places, me: MemberRef, nonce: Callable[[], str] = new_nonce) -> None:
-        self._store, self._places, self._me, self._nonce = store, places, me, nonce
+    def __init__(
+        self,
+        store: ObjectStore,
+        places: Places,
+        me: MemberRef,
+        nonce: Callable[[], str] = new_nonce,
+        fence: Callable[[], None] = lambda: None,
+        sign: Callable[[Any], Any] = lambda record: record,
+        vouch: Callable[[Any], None] = lambda record: None,
+    ) -> None:
+        """`fence` raises Superseded where this process must write nothing any more; `sign` completes a record that has
+        everything but its signature, and `vouch` raises CorruptObject for one that is not its writer's."""
+        self._store, self._places, self._me, self._nonce, self._fence = store, places, me, nonce, fence
+        self._sign, self._vouch = sign, vouch
 
     def create_commit(self, draft: Commit) -> tuple[Commit, bool]:
         """Write a commit under this peer's name; the record that counts, and whether it is this one."""
@@ -77,6 +89,14 @@ class Records:
         """The stop record, or None."""
         return self._find(self._places.stop(), Stop)
 
+    def latest_commit(self) -> Commit | None:
+        """The commit record of the highest round, or None."""
+        prefix = self._places.commits()
+        rounds = [
+            self._places.round_of(key, prefix) for key in self._store.list(prefix.bucket, prefix.key, prefix.owner)
+        ]
+        return self.commit(max(rounds)) if rounds else None
+
     def member(self, rank: int) -> Member | None:
         """The claim on `rank`, or None."""
         return self._find(self._places.member(rank), Member)
@@ -86,7 +106,8 @@ class Records:
         self._store.put(self._places.report(report.rank), report.to_json())
 
     def _create(self, place: Place, record: R) -> tuple[R, bool]:
-        mine = replace(record, writer=self._me, nonce=self._nonce())
+        mine: R = self._sign(replace(record, writer=self._me, nonce=self._nonce()))
+        self._fence()
         if self._store.create(place, mine.to_json()) is not None:
             return mine, True
         there = self._find(place, type(record))
@@ -101,4 +122,6 @@ class Records:
         record = cls.from_json(found[0])
         if record.run != self._places.run:
             raise CorruptObject(f"{place} holds a {cls.NAME} of run {record.run!r}")
+        if not isinstance(record, Member):  # whose keys are learnt from it
+            self._vouch(record)
         return record

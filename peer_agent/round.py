@@ -1,12 +1,14 @@
 """The synchronous round as a sans-I/O state machine: events in, commands out. No clock, no socket, no tensor.
 
-    JOINING --all members seen--> COLLECTING(0)
+    JOINING --all members seen, or a run under way caught up with--> COLLECTING(t)
     COLLECTING(t) --commit t found--> APPLYING(t) --applied--> BARRIER(t) --result t agrees--> COLLECTING(t + 1)
+    COLLECTING(t) --commit t found, contributions in shards--> REDUCING(t) --every shard averaged--> APPLYING(t)
     APPLYING(t) --commit without contributions, final--> ENDED          BARRIER(t) --final, or converged--> ENDED
 
 Round numbers count from 0. `base` is the hash of the weights that a round starts from, W_t in docs/protocol.md. The
 peer that commits and records the result of a round, its leader, changes every round, and so does the one that
-validates; anyone takes over what S3 still lacks after a look.
+validates; anyone takes over what S3 still lacks after a look. Who is a member of a round says the commit before it. A
+process that is none *observes*: it computes nothing, applies every commit, and is ready when one takes it in.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum
 
-from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, WeightsMismatch
+from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
 from contract.records import Commit, MemberRef, Result, Stop
-from contract.wire import FrameHeader
 from peer_agent import signals as s
-from peer_agent.admission import not_a_member
+from peer_agent.attendance import Attendance
+from peer_agent.gathering import Gathering
 from peer_agent.membership import Roster, ranks_named
-from peer_agent.rules import RoundRules, reason_to_end
+from peer_agent.rules import TAKEOVER_LOOKS, RoundRules, reason_to_end, shards_of
 
 
 class Phase(Enum):
@@ -28,6 +30,7 @@ class Phase(Enum):
 
     JOINING = "joining"
     COLLECTING = "collecting"
+    REDUCING = "reducing"
     APPLYING = "applying"
     BARRIER = "barrier"
     ENDED = "ended"
@@ -39,23 +42,30 @@ class RoundMachine:
     def __init__(self, rules: RoundRules) -> None:
         self.rules = rules
         self.phase = Phase.JOINING
-        self.round = -1  # so that frames of round 0 count as early ones until all members are known
-        self.base = rules.initial_weights
+        self.round = -1  # the round before the first one, until all members are known: its frames count as early ones
+        self.base = ""
         self.roster = Roster(rules.me, rules.peers)
-        self.members: tuple[MemberRef, ...] = ()
+        self.attendance = Attendance(self.roster, rules.quorum)
+        self.gathering = Gathering(rules.frames, self.roster, self.attendance)
         self.stop: Stop | None = None
-        self._early: dict[int, FrameHeader] = {}  # by rank, of round + 1
         self._early_commit: Commit | None = None
-        self._past: frozenset[str] = frozenset()  # digests of what the last commit listed
         self._clear()
         self._handlers: dict[type, Callable[..., Iterator[s.Command]]] = {
             s.Started: self._started,
+            s.CaughtUp: self._caught_up,
             s.MemberSeen: self._member_seen,
+            s.Heard: self._heard,
+            s.Silent: self._silent,
+            s.Guilty: self._guilty,
             s.FrameArrived: self._frame_arrived,
             s.ContributionHeld: self._contribution_held,
+            s.HoldFailed: self._hold_failed,
+            s.ContributionsSought: self._contributions_sought,
             s.Validated: self._validated,
             s.CommitFound: self._commit_found,
             s.CommitMissing: self._commit_missing,
+            s.ShardsSeen: self._shards_seen,
+            s.AllReduced: self._all_reduced,
             s.Applied: self._applied,
             s.ResultFound: self._result_found,
             s.ResultMissing: self._result_missing,
@@ -63,6 +73,7 @@ class RoundMachine:
             s.StopFound: self._stop_found,
             s.EndRequested: self._end_requested,
             s.PollDue: self._poll_due,
+            s.RoundDeadline: self._round_deadline,
             s.DeadlineReached: self._deadline_reached,
         }
 
@@ -73,109 +84,189 @@ class RoundMachine:
         return list(self._handlers[type(event)](event))
 
     @property
+    def members(self) -> tuple[MemberRef, ...]:
+        """Members of this round, in rank order."""
+        return self.attendance.members
+
+    @property
     def leader(self) -> MemberRef:
         """Who commits this round and records its result, in turn."""
-        return self.rules.leader(self.members, self.round)
+        return self.rules.leader(self.attendance, self.round)
 
     @property
     def validator(self) -> MemberRef | None:
         """Who evaluates the weights that this round starts from, in turn; None where nobody does."""
-        return self.rules.validator(self.members, self.round)
+        return self.rules.validator(self.attendance, self.round)
+
+    @property
+    def seated(self) -> bool:
+        """Whether this process takes part in the round; otherwise it observes."""
+        return self.attendance.seat(self.rules.me.rank) is not None
 
     @property
     def contributed(self) -> bool:
         """Whether nothing of this peer's own is outstanding, so that a wait is a wait for others."""
-        return self._closing or self.rules.me.rank in self._held or self.phase is not Phase.COLLECTING
+        own = self.rules.me.rank in self.gathering.held or not self.seated
+        return self._closing or own or self.phase is not Phase.COLLECTING
 
     @property
     def waiting(self) -> object:
         """What this peer waits for; looks into S3 are due from its last change on."""
         return self.round, self.phase, self.contributed
 
-    @property
-    def absent(self) -> tuple[MemberRef, ...]:
-        """Members whose contribution to this round has not been seen."""
-        return tuple(member for member in self.members if member.rank not in self._held)
-
     # --------------------------------------------------------------------------------------------------- joining
 
     def _started(self, _: s.Started) -> Iterator[s.Command]:
+        yield s.CatchUp()
+
+    def _caught_up(self, event: s.CaughtUp) -> Iterator[s.Command]:
+        self.base = event.base_weights
+        self.gathering.expect(event.round, event.past)
+        self.attendance.excluded = event.excluded
+        if event.ended:
+            self.round = event.round - 1
+            yield self._finish(event.ended)
+            return
+        if event.members is not None:
+            others = {*range(self.rules.peers), *(m.rank for m in event.members)} - {self.rules.me.rank}
+            yield s.FindMembers(tuple(sorted(others)))
+            yield s.FindCommit(event.round)
+            yield from self._open(event.round, event.members)
+            return
+        self.round = event.round - 1
         if self.roster.missing:
             yield s.FindMembers(self.roster.missing)
         else:
-            yield from self._open(0, self.roster.members)
+            yield from self._open(event.round, self.roster.members)
 
     def _member_seen(self, event: s.MemberSeen) -> Iterator[s.Command]:
-        if self.roster.supersedes(event.member):
-            yield self._fail(Superseded(f"rank {self.rules.me.rank} was taken over by {event.member.peer_id}"))
-        elif self.phase is Phase.JOINING and self.roster.see(event.member) and not self.roster.missing:
-            yield from self._open(0, self.roster.members)
+        member = event.member
+        if self.roster.supersedes(member):
+            yield self._fail(Superseded(f"rank {self.rules.me.rank} was taken over by {member.peer_id}"))
+        elif self.roster.see(member):
+            if self.phase is Phase.JOINING and self.base and not self.roster.missing:
+                yield from self._open(self.round + 1, self.roster.members)
+            if frame := self.gathering.claimed(member.rank):
+                yield from self._frame_arrived(frame)
+
+    def _heard(self, event: s.Heard) -> Iterator[s.Command]:
+        self.attendance.heard(event.rank, event.incarnation, event.round)
+        if event.rank != self.rules.me.rank and event.incarnation > self.roster.incarnation(event.rank):
+            yield s.FindMembers((event.rank,))
+
+    def _silent(self, event: s.Silent) -> Iterator[s.Command]:
+        self.attendance.silent = event.ranks - {self.rules.me.rank}
+        yield from self._reconsider()
+
+    def _guilty(self, event: s.Guilty) -> Iterator[s.Command]:
+        self.attendance.guilty = event.ranks
+        if self.phase is Phase.COLLECTING:
+            self.gathering.drop(event.ranks)
+        yield from self._reconsider()
 
     def _open(self, round: int, members: tuple[MemberRef, ...]) -> Iterator[s.Command]:
         """Start `round` with what has arrived early for it."""
-        self.phase, self.round, self.members = Phase.COLLECTING, round, members
+        self.phase, self.round = Phase.COLLECTING, round
+        self.attendance.open(members)
         self._clear()
-        early, self._early = self._early, {}
+        yield from self.gathering.open(round, self.base)
         commit, self._early_commit = self._early_commit, None
-        for header in early.values():
-            if reason := self._misfit(header):
-                yield s.Reject(reason, header.rank, header.round)
-            else:
-                self._held[header.rank] = header
         if commit is not None:
             yield from self._commit_found(s.CommitFound(commit))
         elif self.stop is not None:
-            yield s.CreateCommit(self._draft())
+            yield from self._close()
         elif not self._closing:
-            yield s.Compute(round, self.base, self.validator == self.rules.me)
-        elif self.validator == self.rules.me:
+            if self.seated:
+                yield s.Compute(round, self.base, self.validator == self._seat)
+                if self.rules.is_checkpoint(round):
+                    yield s.WriteCheckpoint(round, common=self.leader == self._seat)
+            yield from self._reconsider()
+        elif self.validator == self._seat:
             yield from self._validate()
 
     def _clear(self) -> None:
-        self._held: dict[int, FrameHeader] = {}  # by rank, of this round
         self._commit: Commit | None = None
         self._result: Result | None = None
         self._own: s.Applied | None = None
         self._validation: tuple[float, float | None] | None = None  # loss and accuracy, in the closing round
         self._validating = False
         self._applying = False
+        self._void: set[int] = set()  # ranks whose contributions the commit lists and nobody can apply
+        self._shards: frozenset[int] = frozenset()  # whose averages lie in S3
+        self._making: frozenset[int] = frozenset()  # that this peer has set out to average
+        self._reduced = False  # somebody says that they all do
+        self._late = False  # the round's deadline has passed
         self._looks = 0
 
     @property
     def _closing(self) -> bool:
         return self.round >= self.rules.rounds
 
+    @property
+    def _seat(self) -> MemberRef | None:
+        return self.attendance.seat(self.rules.me.rank)
+
     # ------------------------------------------------------------------------------------------------ collecting
 
     def _frame_arrived(self, event: s.FrameArrived) -> Iterator[s.Command]:
-        header = event.header
-        if header.digest in self._past:
-            return  # applied by its commit, which was faster than this message
-        known = self._known(header)
-        if known is not None:
-            if known.digest != header.digest:
-                yield s.Reject("conflict", event.sender, header.round)
-        elif reason := self._misfit(header):
-            yield s.Reject(reason, event.sender, header.round)
-        elif header.round == self.round and self.phase is not Phase.COLLECTING:
-            yield s.Reject("late", event.sender, header.round)
-        else:
-            yield s.Hold(header, event.body, event.sender)
+        yield from self.gathering.arrived(event, self.phase is Phase.COLLECTING)
 
     def _contribution_held(self, event: s.ContributionHeld) -> Iterator[s.Command]:
         header = event.header
-        if header.round == self.round + 1:
-            self._early[header.rank] = header
-        elif header.round == self.round:
-            if self.phase is Phase.APPLYING and (reason := self._unfit(header)):
-                text = f"commit {self.round} lists a contribution of peer {header.rank} that does not fit: {reason}"
-                yield self._fail(CorruptObject(text))
-                return
-            self._held[header.rank] = header
-            if self.phase is Phase.APPLYING:
-                yield from self._apply_when_all_held()
-            elif self.phase is Phase.COLLECTING and self._complete and self.leader == self.rules.me:
-                yield s.CreateCommit(self._draft())
+        if header.round != self.round or self.phase is Phase.COLLECTING:
+            self.gathering.keep(header)
+            yield from self._commit_in_turn()
+        elif self.phase is Phase.APPLYING and self._commit is not None:
+            if header.digest not in {contributor.digest for contributor in self._commit.contributors}:
+                return  # on its way when the commit came, which lists another
+            self.gathering.keep(header)
+            if reason := self.gathering.unfit(header):
+                self._void.add(header.rank)
+                yield s.Reject(reason, None, header.round, header)
+            yield from self._apply_when_all_held()
+
+    def _hold_failed(self, event: s.HoldFailed) -> Iterator[s.Command]:
+        self.gathering.give_up(event.header)
+        yield from self._commit_in_turn()
+
+    def _contributions_sought(self, event: s.ContributionsSought) -> Iterator[s.Command]:
+        if event.round == self.round:
+            self.attendance.sought(event.ranks)
+            yield from self._commit_in_turn()
+
+    def _reconsider(self) -> Iterator[s.Command]:
+        """Who is there has changed: what fell to somebody who is gone may now be for this peer to do."""
+        if self.phase is Phase.COLLECTING and not self._closing:
+            unsought = self.attendance.unsought(self.gathering.held)
+            if unsought:
+                yield s.FindContributions(self.round, unsought)
+            else:
+                yield from self._commit_in_turn()
+        elif self.phase is Phase.COLLECTING and self.validator == self._seat:
+            yield from self._validate()
+        elif self.phase is Phase.REDUCING:
+            yield from self._reduce()
+        elif self.phase is Phase.BARRIER and self._result is None and self.leader == self._seat:
+            yield from self._write_result()
+
+    @property
+    def _sufficient(self) -> bool:
+        """Whether this peer knows enough to commit the round."""
+        return (
+            not self._closing
+            and not self.gathering.pending
+            and self.attendance.suffices(self.gathering.held, self._late)
+        )
+
+    def _commit_in_turn(self) -> Iterator[s.Command]:
+        # The turn first: it costs little, and most peers most of the time have none.
+        if self.phase is Phase.COLLECTING and self.leader == self._seat and self._sufficient:
+            yield s.CreateCommit(self._draft())
+
+    def _close(self) -> Iterator[s.Command]:
+        """End the run with this round. Nobody waits for a computation."""
+        if self.seated:
+            yield s.CreateCommit(self._draft())
 
     def _validated(self, event: s.Validated) -> Iterator[s.Command]:
         if event.round == self.round and self.phase is Phase.COLLECTING:
@@ -187,99 +278,133 @@ class RoundMachine:
             self._validating = True
             yield s.Validate(self.round)
 
-    @property
-    def _complete(self) -> bool:
-        """Quorum: all members, so that results do not depend on timing."""
-        return bool(self.members) and not self._closing and not self.absent
-
-    def _misfit(self, header: FrameHeader) -> str | None:
-        """Why a frame is of no use to this round or the next, or None."""
-        if reason := self.rules.frames.misfit(header):
-            return reason
-        if header.round < self.round:
-            return "stale"
-        if header.round > self.round + 1:
-            return "ahead"
-        if header.round == self.round + 1:
-            return None  # the rest is checked when that round opens and its weights and members are known
-        return self._unfit(header) or not_a_member(header, self.members)
-
-    def _unfit(self, header: FrameHeader) -> str | None:
-        """Why a frame must not be applied in this round, whoever lists it, or None."""
-        if reason := self.rules.frames.misfit(header):
-            return reason
-        return "base_weights" if header.base_weights != self.base else None
-
-    def _known(self, header: FrameHeader) -> FrameHeader | None:
-        if header.round not in (self.round, self.round + 1):
-            return None
-        known = (self._held if header.round == self.round else self._early).get(header.rank)
-        return known if known is not None and known.incarnation == header.incarnation else None
-
     def _draft(self) -> Commit:
         """The commit record as this peer would write it now.
 
-        With a stop requested and contributions missing, the round ends without any: nobody waits for a computation.
+        With a stop requested and contributions missing, the round ends without any.
         """
         return self.rules.draft(
             round=self.round,
             base=self.base,
-            members=self.members,
-            headers=self._held.values() if self._complete else (),
+            members=self.attendance.next_members(self.round, self.gathering.held),
+            headers=self.gathering.held.values() if self._sufficient else (),
             validation=self._validation or self._validation_of_frames(),
             stop=self.stop,
+            excluded=self.attendance.excluded | self.attendance.guilty,
+            shards=self.rules.topology.shards([member.rank for member in self.members]),
         )
 
     def _validation_of_frames(self) -> tuple[float, float | None] | None:
-        header = self._held.get(self.validator.rank) if self.validator is not None else None
-        if header is None or header.validation_loss is None:
+        """What the validator found, or whoever took its turn when it seemed to be gone."""
+        validator, held = self.validator, self.gathering.held
+        if validator is None:
             return None
-        return header.validation_loss, header.validation_accuracy
+        for rank in sorted(held, key=lambda rank: (rank != validator.rank, rank)):
+            header = held[rank]
+            if header.validation_loss is not None:
+                return header.validation_loss, header.validation_accuracy
+        return None
 
     # -------------------------------------------------------------------------------------------------- applying
 
     def _commit_found(self, event: s.CommitFound) -> Iterator[s.Command]:
         commit = event.commit
+        if self.phase is Phase.JOINING:
+            yield s.CatchUp()  # the run has begun: whoever is missing here has been seen by others
+            return
         if commit.round == self.round + 1:
             self._early_commit = commit
         if commit.round != self.round or self.phase is not Phase.COLLECTING:
             return
-        if commit.base_weights.get("0") != self.base:
-            text = f"commit {commit.round} starts from weights {commit.base_weights}, this peer from {self.base}"
-            yield self._fail(WeightsMismatch(text))
+        if error := self._refusal(commit):
+            yield self._fail(error)
             return
-        if self.rules.me not in commit.members:
-            text = f"commit {commit.round} does not count this process as a member: the run went on without it"
-            yield self._fail(Superseded(text))
+        self._commit = commit
+        if shards_of(commit):
+            self.phase, self._looks = Phase.REDUCING, 0
+            yield from self._reduce()
             return
-        self.phase, self._commit = Phase.APPLYING, commit
+        self.phase = Phase.APPLYING
         for contributor in commit.contributors:
-            held = self._held.get(contributor.rank)
+            held = self.gathering.held.get(contributor.rank)
             if held is None or held.digest != contributor.digest:
-                self._held.pop(contributor.rank, None)
+                self.gathering.held.pop(contributor.rank, None)
                 yield s.Fetch(commit.round, contributor)
         yield from self._apply_when_all_held()
+
+    # -------------------------------------------------------------------------------------------------- reducing
+
+    def _reduce(self) -> Iterator[s.Command]:
+        """Apply once all averages are there; until then make those whose turn is this peer's."""
+        assert self._commit is not None
+        count = shards_of(self._commit)
+        missing = [shard for shard in range(count) if shard not in self._shards]
+        if not missing and self._commit.writer == self.rules.me and not self._reduced:
+            yield s.AnnounceReduced(self.round)
+        if not missing or self._reduced or self._result is not None:
+            self.phase, self._applying = Phase.APPLYING, True
+            yield s.Apply(self._commit, ())
+            return
+        live = {member.rank for member in self._commit.members} - self.attendance.silent
+        for shard in (shard for shard in missing if shard not in self._making):
+            makers = self.rules.topology.makers(shard, [member.rank for member in self.members], live)
+            mine = makers.index(self.rules.me.rank) if self.rules.me.rank in makers else len(makers)
+            if self._looks >= TAKEOVER_LOOKS * mine:
+                self._making |= {shard}
+                yield s.MakeShard(self._commit, shard)
+
+    def _shards_seen(self, event: s.ShardsSeen) -> Iterator[s.Command]:
+        if event.round == self.round:
+            self._shards |= event.shards
+            if self.phase is Phase.REDUCING:
+                yield from self._reduce()
+
+    def _all_reduced(self, event: s.AllReduced) -> Iterator[s.Command]:
+        if event.round == self.round:
+            self._reduced = True
+            if self.phase is Phase.REDUCING:
+                yield from self._reduce()
+
+    def _refusal(self, commit: Commit) -> PeerlessError | None:
+        """Why this process cannot go on with a commit, or None."""
+        me = self.rules.me
+        if commit.base_weights.get("0") != self.base:
+            return WeightsMismatch(
+                f"commit {commit.round} starts from weights {commit.base_weights}, this peer from {self.base}"
+            )
+        if any(member.rank == me.rank and member.incarnation > me.incarnation for member in commit.members):
+            return Superseded(f"commit {commit.round} counts another process as rank {me.rank}")
+        return None
 
     def _apply_when_all_held(self) -> Iterator[s.Command]:
         assert self._commit is not None
         listed = sorted(self._commit.contributors, key=lambda contributor: contributor.rank)
-        headers = tuple(self._held[c.rank] for c in listed if c.rank in self._held)
-        if len(headers) == len(listed) and not self._applying:
+        held = self.gathering.held
+        if all(c.rank in held for c in listed) and not self._applying:
             self._applying = True
-            yield s.Apply(self._commit, headers)
+            yield s.Apply(self._commit, tuple(held[c.rank] for c in listed if c.rank not in self._void))
 
     def _applied(self, event: s.Applied) -> Iterator[s.Command]:
         if event.round != self.round or self.phase is not Phase.APPLYING or self._commit is None:
             return
         self.phase, self._own, self._looks = Phase.BARRIER, event, 0
+        self.attendance.excluded |= event.excluded
+        if self.rules.me.rank in event.excluded:
+            text = f"commit {self.round} excludes rank {self.rules.me.rank}: what it signed could not be used"
+            yield self._fail(Superseded(text))
+            return
         if not self._commit.contributors:
             yield self._finish(reason_to_end(self._commit, event.stop))
         elif self._result is not None:
             yield from self._compare(self._result)
-        elif self.leader == self.rules.me:
-            yield s.WriteResult(self.round, event.weights_sha256)
+        elif self.leader == self._seat:
+            yield from self._write_result()
 
     # --------------------------------------------------------------------------------------------------- barrier
+
+    def _write_result(self) -> Iterator[s.Command]:
+        assert self._own is not None
+        yield s.WriteResult(self.round, self._own.weights_sha256)
 
     def _result_found(self, event: s.ResultFound) -> Iterator[s.Command]:
         result = event.result
@@ -288,6 +413,8 @@ class RoundMachine:
         self._result = result
         if self.phase is Phase.COLLECTING:
             yield s.FindCommit(self.round)  # its message is late or lost, but the record exists
+        elif self.phase is Phase.REDUCING:
+            yield from self._reduce()
         elif self.phase is Phase.BARRIER:
             yield from self._compare(result)
 
@@ -308,7 +435,6 @@ class RoundMachine:
         assert self._own is not None
         assert self._result is not None
         self.base = weights
-        self._past = frozenset(contributor.digest for contributor in self._commit.contributors)
         passed = s.Passed(self.round, self._result)
         if self._commit.final or self._own.stop:
             yield passed
@@ -328,9 +454,9 @@ class RoundMachine:
             return
         self.stop = event.stop
         if self.phase is Phase.JOINING:
-            yield self._finish(event.stop.reason)
+            yield s.FindCommit(self.round + 1)  # the others may have begun
         elif self.phase is Phase.COLLECTING:
-            yield s.CreateCommit(self._draft())
+            yield from self._close()
 
     def _poll_due(self, _: s.PollDue) -> Iterator[s.Command]:
         self._looks += 1
@@ -339,43 +465,62 @@ class RoundMachine:
             yield s.FindStop()
         elif self.phase is Phase.COLLECTING:
             yield s.FindStop()
-            if self.contributed:  # before that, no commit can exist but one that closes the run
-                yield s.FindCommit(self.round)
+            yield s.FindCommit(self.round)
+        elif self.phase is Phase.REDUCING and self._commit is not None:
+            yield s.FindShards(self.round, shards_of(self._commit))
+            yield s.FindResult(self.round)
         elif self.phase is Phase.BARRIER:
             yield s.FindResult(self.round)
 
     def _commit_missing(self, event: s.CommitMissing) -> Iterator[s.Command]:
+        if self.phase is Phase.JOINING and self.stop is not None:
+            yield self._finish(self.stop.reason)
         if event.round != self.round or self.phase is not Phase.COLLECTING:
             return
-        if self._complete or self._validation is not None:
+        if self._closing and self.seated:
+            if self._validation is not None:
+                yield s.CreateCommit(self._draft())
+            elif self.validator is not None and self._looks >= self._patience(self.validator):
+                yield from self._validate()
+        elif self._sufficient and self.seated:
             yield s.CreateCommit(self._draft())
-        elif not self._closing:
-            yield s.FindContributions(self.round, self.absent)
-        elif self.validator is not None and self._looks >= self._patience(self.validator):
-            yield from self._validate()
+        elif self._looks and not self._closing:  # a look right after catching up asks for the commit alone
+            yield s.FindContributions(self.round, self.attendance.absent(self.gathering.held))
 
     def _result_missing(self, event: s.ResultMissing) -> Iterator[s.Command]:
         waiting = event.round == self.round and self.phase is Phase.BARRIER and self._result is None
         if waiting and self._own is not None and self._looks >= self._patience(self.leader):
-            yield s.WriteResult(self.round, self._own.weights_sha256)
+            yield from self._write_result()
 
     def _patience(self, turn: MemberRef) -> int:
         """Looks before costly work of `turn`'s is done here; none where it may be the one that failed."""
         return self.rules.patience(self.members, turn) if self.stop is None else 0
 
+    def _round_deadline(self, event: s.RoundDeadline) -> Iterator[s.Command]:
+        if event.round == self.round and self.phase is Phase.COLLECTING and not self._closing:
+            self._late = True
+            yield from self._commit_in_turn()
+            yield from self._tell_waiting()
+
     def _deadline_reached(self, event: s.DeadlineReached) -> Iterator[s.Command]:
-        seconds = f"{event.seconds:g} s"
+        """Whoever lives and delivers nothing is given up; a round below its quorum goes on waiting, and says so."""
         if self.phase is Phase.JOINING:
-            text = f"{ranks_named(self.roster.missing)} did not arrive within {seconds}"
-        elif self.phase is Phase.COLLECTING and self.absent and not self._closing:
-            missing = ranks_named(tuple(member.rank for member in self.absent))
-            text = f"round {self.round}: nothing from {missing} for {seconds}"
-        elif self.phase is Phase.COLLECTING:
-            turn = self.validator if self._closing and self.validator is not None else self.leader
-            text = f"round {self.round}: no commit record for {seconds}; its turn was rank {turn.rank}'s"
-        else:
-            text = f"round {self.round}: no result record for {seconds}; its turn was rank {self.leader.rank}'s"
-        yield self._fail(RunFailed(text))
+            text = f"{ranks_named(self.roster.missing)} did not arrive within {event.seconds:g} s"
+            yield self._fail(RunFailed(text))
+        elif self.phase is Phase.COLLECTING and not self._closing:
+            if self.contributed:
+                self.attendance.give_up(self.gathering.held)
+            yield from self._reconsider()
+            yield from self._tell_waiting()
+        elif self.phase is Phase.COLLECTING and self.seated:
+            yield from self._validate()
+        elif self.phase is Phase.BARRIER and self._result is None:
+            yield from self._write_result()
+
+    def _tell_waiting(self) -> Iterator[s.Command]:
+        if not self._sufficient:
+            absent = tuple(member.rank for member in self.attendance.absent(self.gathering.held))
+            yield s.TellWaiting(self.round, absent, self.attendance.needed(self.gathering.held))
 
     def _finish(self, reason: str) -> s.Command:
         self.phase = Phase.ENDED

@@ -6,14 +6,19 @@ evaluation) only after a while, and then by one peer after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from contract.records import Commit, MemberRef, Stop
 from contract.wire import FrameHeader
 from peer_agent.admission import FrameRules, listed
+from peer_agent.attendance import Attendance, Quorum
+from peer_agent.exchange.topology import AllGather, Topology
 from peer_agent.signals import EPOCH_LIMIT
 
+#: Under this name a commit's extensions say into how many shards its contributions are cut.
+SHARDS = "shards"
 #: Looks into S3 without success after which the next peer does costly work in another's place.
 TAKEOVER_LOOKS = 5
 
@@ -26,28 +31,44 @@ class RoundRules:
 
     me: MemberRef
     peers: int
+    """Peers that the run starts with."""
     rounds: int
     """Epoch limit in rounds; the round of this number has no contributions and only closes the run."""
-    initial_weights: str
     validation: Callable[[int], int | None]
     """Which validation of the run (counted from 0) a round makes, of the weights that it starts from; None for none.
     The closing round always makes one."""
     key: Callable[[int, int, int], str]
     """S3 key of the contribution of (round, rank, incarnation)."""
     frames: FrameRules
+    quorum: Quorum = 1.0
+    """Contributions that a round needs: a number of peers, or a share of the live members."""
+    checkpoint_every: int = 0
+    """Rounds from one checkpoint to the next; 0 for none."""
+    topology: Topology = AllGather()  # noqa: RUF009 (frozen)
+    """What a peer needs before it can apply a commit, and who makes it."""
 
-    def leader(self, members: Members, round: int) -> MemberRef:
-        """Who commits a round and records its result."""
-        return members[(round + 1) % len(members)]
+    def is_checkpoint(self, round: int) -> bool:
+        """Whether the state from which `round` starts is kept."""
+        return self.checkpoint_every > 0 and round > 0 and round % self.checkpoint_every == 0
 
-    def validator(self, members: Members, round: int) -> MemberRef | None:
-        """Who evaluates the weights that a round starts from; None where nobody does."""
+    def leader(self, attendance: Attendance, round: int) -> MemberRef:
+        """Who commits a round and records its result: in turn, but for those who are gone."""
+        return attendance.turn(round + 1)
+
+    def validator(self, attendance: Attendance, round: int) -> MemberRef | None:
+        """Who evaluates the weights that a round starts from, likewise; None where nobody does."""
         number = self.validation(round)
-        return None if number is None else members[number % len(members)]
+        return None if number is None else attendance.turn(number)
 
     def patience(self, members: Members, turn: MemberRef) -> int:
-        """Looks after which this peer does what was for `turn` to do: 0 for itself, more for each one after it."""
-        return TAKEOVER_LOOKS * ((members.index(self.me) - members.index(turn)) % len(members))
+        """Looks after which this peer does what was for `turn` to do: 0 for itself, more for each one after it.
+
+        Whoever is no member comes last.
+        """
+        ranks = [member.rank for member in members]
+        if self.me.rank not in ranks:
+            return TAKEOVER_LOOKS * len(ranks)
+        return TAKEOVER_LOOKS * ((ranks.index(self.me.rank) - ranks.index(turn.rank)) % len(ranks))
 
     def draft(
         self,
@@ -58,11 +79,20 @@ class RoundRules:
         headers: Iterable[FrameHeader],
         validation: tuple[float, float | None] | None,
         stop: Stop | None,
+        excluded: Collection[int] = (),
+        shards: int = 0,
     ) -> Commit:
         """The commit record as this peer would write it; writer and nonce are added by whoever writes it.
 
-        `headers` are the contributions that count, in any order; `validation` is loss and accuracy of the base weights.
+        `members` are those of the next round; `headers` are the contributions that count, in any order; `validation` is
+        loss and accuracy of the base weights; `excluded` are all ranks that the run has excluded so far; into so
+        many `shards` the contributions are cut.
         """
+        extensions: dict[str, Any] = {"stop": stop.reason} if stop is not None else {}
+        if excluded:
+            extensions["excluded_ranks"] = sorted(excluded)
+        if shards:
+            extensions[SHARDS] = shards
         in_order = sorted(headers, key=lambda header: header.rank)
         return Commit(
             run=self.frames.run,
@@ -73,7 +103,7 @@ class RoundRules:
             validation_loss=validation[0] if validation else None,
             validation_accuracy=validation[1] if validation else None,
             final=round >= self.rounds or stop is not None,
-            extensions={"stop": stop.reason} if stop is not None else {},
+            extensions=extensions,
             writer=self.me,
             nonce="",
         )
@@ -82,3 +112,13 @@ class RoundRules:
 def reason_to_end(commit: Commit, converged: str) -> str:
     """Why the run ends with `commit`: what was asked for comes before what the validation losses say."""
     return str(commit.extensions.get("stop", converged or EPOCH_LIMIT))
+
+
+def shards_of(commit: Commit) -> int:
+    """Into how many shards a commit's contributions are cut; 0 where they are whole, or where there are none."""
+    return int(commit.extensions.get(SHARDS, 0)) if commit.contributors else 0
+
+
+def excluded_ranks(commit: Commit) -> frozenset[int]:
+    """All ranks that the run has excluded by this commit and those before it."""
+    return frozenset(commit.extensions.get("excluded_ranks", ()))

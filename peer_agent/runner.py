@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from contract.errors import BrokerUnavailable, CorruptObject, PeerlessError, RunFailed, Superseded
-from contract.records import Commit, Member, PeerReport, Result, Stop
+from contract import wire
+from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
+from contract.records import Commit, Heartbeat, Member, PeerReport, Reduced, Result, Stop
 from peer_agent import signals as s
 from peer_agent.actions import Actions
 from peer_agent.ports import Delivery
+from peer_agent.watch import Watch
 
 #: A wait is cut into slices of so many seconds, so that a signal or a finished job is noticed soon.
 SLICE_SECONDS = 0.2
@@ -31,7 +33,13 @@ _RECORDS: dict[str, tuple[Any, Any]] = {
     "commit": (Commit, s.CommitFound),
     "result": (Result, s.ResultFound),
     "stop": (Stop, s.StopFound),
+    "reduced": (Reduced, lambda word: s.AllReduced(word.round)),
 }
+
+
+def is_alone(error: Exception) -> bool:
+    """Whether this is a reason for this process to end and none for the others."""
+    return isinstance(error, Superseded | TransientError | OSError | MemoryError)
 
 
 class Runner:
@@ -45,6 +53,15 @@ class Runner:
         self._end_wanted = ""
         self._spent = False
         self._training_since: float | None = None  # monotonic seconds; None until all members were seen
+        self.watch = Watch(
+            self.spec.run,
+            actions.me,
+            self.machine,
+            self.ports.exchange,
+            actions.trust,
+            self.spec.config.membership,
+            self.spec.config.peers,
+        )
         self._waiting = self.machine.waiting
         self._looked_at = self._heard_at = self.ports.clock.monotonic()
 
@@ -81,9 +98,13 @@ class Runner:
 
     def step(self) -> None:
         """Answer what is due: a signal, finished jobs, messages, the clock. Waits a little where nothing is."""
+        now = self.ports.clock.monotonic()
+        if self.watch.paused(now):
+            self.actions.fence.check()
         if self._end_wanted:
             reason, self._end_wanted = self._end_wanted, ""
             self.feed(s.EndRequested(reason))
+        self.feed(*self.watch.events(now))
         background, exchange = self.ports.background, self.ports.exchange
         for job in background.finished(SLICE_SECONDS if background.busy else 0.0):
             if self.ended:  # by what came before it; nobody needs this one, nor its failure
@@ -130,6 +151,7 @@ class Runner:
 
     def _read(self, delivery: Delivery) -> s.Event | None:
         """What a message says; None, and counted, for one that says nothing here."""
+        event: s.Event | str | None
         try:
             event = self._parse(delivery)
         except CorruptObject:
@@ -139,11 +161,27 @@ class Runner:
             return None
         return event
 
-    def _parse(self, delivery: Delivery) -> s.Event | str:
-        """The event that a message makes, or why it makes none. Raises CorruptObject."""
+    def _parse(self, delivery: Delivery) -> s.Event | str | None:
+        """The event that a message makes, why it is of no use, or None where there is nothing to handle.
+
+        Raises CorruptObject.
+        """
         if delivery.kind == "frame":
             header, body = self.actions.contributions.read_message(delivery.body)
-            return s.FrameArrived(header, body, delivery.sender) if header.rank == delivery.sender else "sender"
+            if header.rank != delivery.sender:
+                return "sender"
+            return self.actions.trust.doubt(header) or s.FrameArrived(header, body, delivery.sender)
+        if delivery.kind == "silent":
+            word = Heartbeat.from_json(delivery.body)
+            if word.run != self.spec.run or word.rank != delivery.sender:
+                return "sender"
+            if reason := self.actions.trust.doubt(word):
+                return reason
+            self.watch.reported(word)
+            return None
+        if delivery.kind == "shard":  # a hint: whoever needs the average checks what S3 holds
+            average = wire.decode_header(delivery.body)
+            return s.ShardsSeen(average.round, frozenset({average.shard})) if average.run == self.spec.run else "run"
         if delivery.kind not in _RECORDS:
             return "kind"
         record_class, event_class = _RECORDS[delivery.kind]
@@ -154,8 +192,11 @@ class Runner:
         author = record.rank if isinstance(record, Member) else record.writer.rank
         if author != delivery.sender and not isinstance(record, Stop):
             return "sender"
+        if isinstance(record, Member):  # a greeting is a reason to look: what counts is the claim in S3
+            found = self.actions.trust.seek(record.rank)
+            return "missing" if found is None else s.MemberSeen(found)
         event: s.Event = event_class(record)
-        return event
+        return self.actions.trust.doubt(record) or event
 
     def _look_at_the_clock(self) -> None:
         """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""
@@ -164,12 +205,13 @@ class Runner:
             self._waiting, self._looked_at = self.machine.waiting, now
         elif now - self._looked_at >= config.poll_seconds:
             self._looked_at = now
+            self.actions.trust.keyring.refresh()
             self.feed(s.PollDue())
         if self._training_since is None:
             limit = config.start_timeout_seconds
         else:
             limit = config.round_timeout_seconds
-            if not self.machine.contributed:
+            if not self.machine.contributed or self.ports.exchange.away_seconds:
                 self._heard_at = now
         if now - self._heard_at >= limit:
             self._heard_at = now
@@ -193,20 +235,24 @@ class Runner:
         return report
 
     def give_up(self, error: Exception) -> None:
-        """Say what happened: to the log, to the others (so that they end within seconds), and in the report.
+        """Say what happened: to the log, and where every peer would meet it (a mistake in the model, a damaged batch)
+        to the others, so that they end within seconds, and in the report.
 
-        A superseded process says nothing to anybody: the rank, and its report, are another's. Storage or broker may be
-        what failed, so whatever of this does not work any more is left.
+        What befell this process alone, or its way to storage and broker, is no reason for the others to end: they go
+        on without it, and it may be started again. A superseded process says nothing to anybody either: the rank, and
+        its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
-        self.ports.events.emit("failed", round=self._round, fields={"error": text})
-        if isinstance(error, Superseded):
+        alone = is_alone(error)
+        self.ports.events.emit(
+            "failed", round=self._round, fields={"error": text, **({"alone": True} if alone else {})}
+        )
+        if alone:
             return
         reason = f"{FAILED}peer {self.actions.me.rank}: {text}"
         with contextlib.suppress(PeerlessError):
             stop, _ = self.actions.records.create_stop(reason, max(self.machine.round, 0))
-            if not isinstance(error, BrokerUnavailable):
-                self.ports.exchange.publish("stop", stop.to_json())
+            self.ports.exchange.publish("stop", stop.to_json())
         with contextlib.suppress(PeerlessError):
             self.actions.conclude()
             self.actions.records.put_report(self._report("failed", text))
@@ -235,7 +281,7 @@ class Runner:
             gradient_bytes_encoded=actions.contributions.encoded_bytes,
             lambda_invocations=actions.invocations,
             state_machine_executions=actions.executions,
-            frames_rejected=dict(actions.rejected),
+            frames_rejected=actions.trust.conduct.by_reason(),
             stages=self.ports.metrics.totals(),
             estimated_usd=actions.usd,
             error=error,

@@ -6,7 +6,7 @@ machine never waits, never reads a clock, and never touches a socket, so that ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contract.errors import PeerlessError
 from contract.records import Commit, Contributor, Member, MemberRef, Result, Stop
@@ -23,6 +23,45 @@ MAX_USD = "max_usd"
 @dataclass(frozen=True)
 class Started:
     """This peer holds its rank and its inbox is open."""
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """This peer holds the weights that `round` starts from: the run's first ones, or those of a run under way."""
+
+    round: int
+    base_weights: str
+    members: tuple[MemberRef, ...] | None
+    """Members of `round`; None at the start of a run, where all that claim their ranks are."""
+    past: frozenset[str] = frozenset()
+    """Digests of what the commit before lists."""
+    excluded: frozenset[int] = frozenset()
+    """Ranks that commits have excluded."""
+    ended: str = ""
+    """Why the run is over already; empty while it goes on."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A heartbeat: the process that holds this rank lives, and works on `round`."""
+
+    rank: int
+    incarnation: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Silent:
+    """All ranks whose heartbeats have stopped, as often as that changes."""
+
+    ranks: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Guilty:
+    """This peer can prove that these ranks send what no honest peer does."""
+
+    ranks: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +85,21 @@ class ContributionHeld:
     """A contribution's bytes lie in this peer's spool with their digest checked, and exist in S3; own ones included."""
 
     header: FrameHeader
+
+
+@dataclass(frozen=True)
+class HoldFailed:
+    """A frame that should have been kept turned out to be missing or corrupt, and was counted."""
+
+    header: FrameHeader
+
+
+@dataclass(frozen=True)
+class ContributionsSought:
+    """S3 has been asked for these ranks' contributions to `round`; FrameArrived has told of each that exists."""
+
+    round: int
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,12 +127,31 @@ class CommitMissing:
 
 
 @dataclass(frozen=True)
+class ShardsSeen:
+    """Averages of these shards of `round` lie in S3; this peer's own included."""
+
+    round: int
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True)
+class AllReduced:
+    """Somebody says that all averages of `round` lie in S3."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Applied:
-    """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty."""
+    """The contributions of `round` are applied; `stop` is what the commit records say about ending, or empty.
+
+    `excluded` are the ranks that the commit excludes with evidence that holds.
+    """
 
     round: int
     weights_sha256: str
     stop: str = ""
+    excluded: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -123,6 +196,13 @@ class PollDue:
 
 
 @dataclass(frozen=True)
+class RoundDeadline:
+    """`round` has lasted longer than recent rounds make likely."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class DeadlineReached:
     """Nothing at all has arrived for so long."""
 
@@ -131,12 +211,20 @@ class DeadlineReached:
 
 Event = (
     Started
+    | CaughtUp
+    | Heard
+    | Silent
+    | Guilty
     | MemberSeen
     | FrameArrived
     | ContributionHeld
+    | HoldFailed
+    | ContributionsSought
     | Validated
     | CommitFound
     | CommitMissing
+    | ShardsSeen
+    | AllReduced
     | Applied
     | ResultFound
     | ResultMissing
@@ -144,10 +232,25 @@ Event = (
     | StopFound
     | EndRequested
     | PollDue
+    | RoundDeadline
     | DeadlineReached
 )
 
 # -------------------------------------------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """Bring this peer's weights and everything that goes with them to where the run stands; answered by CaughtUp."""
+
+
+@dataclass(frozen=True)
+class WriteCheckpoint:
+    """Store this peer's own state from which `round` starts, and the common one where that is for it to do. Not
+    answered."""
+
+    round: int
+    common: bool
 
 
 @dataclass(frozen=True)
@@ -176,7 +279,8 @@ class Validate:
 
 @dataclass(frozen=True)
 class Hold:
-    """Put a frame into the spool, or fetch it from S3 when `body` is empty; answered by ContributionHeld."""
+    """Put a frame into the spool, or fetch it from S3 when `body` is empty; answered by ContributionHeld, or by
+    HoldFailed."""
 
     header: FrameHeader
     body: bytes
@@ -185,19 +289,32 @@ class Hold:
 
 @dataclass(frozen=True)
 class Reject:
-    """Count a frame that does not fit, and forget it."""
+    """Count a frame that does not fit, and forget it; answered by Guilty where that makes evidence enough."""
 
     reason: str
     sender: int | None
     round: int
+    header: FrameHeader | None = field(default=None, compare=False)
+    other: FrameHeader | None = field(default=None, compare=False)
+    """The frame that is held in its place."""
 
 
 @dataclass(frozen=True)
 class FindContributions:
-    """Look for these members' contributions to `round`; answered by FrameArrived for each that exists."""
+    """Look for these members' contributions to `round`; answered by FrameArrived for each that exists, and by
+    ContributionsSought at the end."""
 
     round: int
     members: tuple[MemberRef, ...]
+
+
+@dataclass(frozen=True)
+class TellWaiting:
+    """Say that this round cannot go on yet, and for whom it waits. Not answered."""
+
+    round: int
+    ranks: tuple[int, ...]
+    needed: int
 
 
 @dataclass(frozen=True)
@@ -231,8 +348,35 @@ class FindCommit:
 
 
 @dataclass(frozen=True)
+class MakeShard:
+    """Average one shard of what a commit lists, create it in S3 and tell the commit's writer; answered by
+    ShardsSeen."""
+
+    commit: Commit
+    shard: int
+
+
+@dataclass(frozen=True)
+class FindShards:
+    """Look which of so many averages of `round` lie in S3; answered by ShardsSeen."""
+
+    round: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class AnnounceReduced:
+    """Tell everyone that all averages of `round` lie in S3. Not answered."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Apply:
-    """Feed a commit to convergence and apply its contributions in rank order; answered by Applied."""
+    """Feed a commit to convergence and apply its contributions in rank order, as far as they fit; answered by Applied.
+
+    What a commit lists and nobody can apply counts for nothing, for everyone alike.
+    """
 
     commit: Commit
     headers: tuple[FrameHeader, ...]
@@ -305,16 +449,22 @@ class Fail:
 
 
 Command = (
-    FindMembers
+    CatchUp
+    | WriteCheckpoint
+    | FindMembers
     | Compute
     | Validate
     | Hold
     | Reject
     | FindContributions
+    | TellWaiting
     | FindLatest
     | Fetch
     | CreateCommit
     | FindCommit
+    | MakeShard
+    | FindShards
+    | AnnounceReduced
     | Apply
     | Average
     | WriteResult

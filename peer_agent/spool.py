@@ -1,4 +1,4 @@
-"""Frames on disk between their arrival and the commit, so that memory holds only their headers (invariant 12)."""
+"""Frames between their arrival and the commit: in memory up to one model's size, beyond it on disk (invariant 12)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,41 @@ class Spool:
     The folder is a temporary one unless `folder` names another; it is removed by `close`.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, memory_bytes: int = 0) -> None:
+        """Up to `memory_bytes` stay in memory."""
         self._temporary = tempfile.TemporaryDirectory(prefix="peerless-spool-", dir=folder)
         self.folder = Path(self._temporary.name)
+        self._room = memory_bytes
         self._rounds: dict[str, int] = {}  # by digest
+        self._memory: dict[str, bytes] = {}  # by digest, of those that found room
 
     def keep(self, header: FrameHeader, frame: bytes) -> None:
-        """Write a checked frame; one that is there already is left alone."""
-        if header.digest not in self._rounds:
+        """Keep a checked frame; one that is there already is left alone."""
+        if header.digest in self._rounds:
+            return
+        if len(frame) <= self._room:
+            self._memory[header.digest] = frame
+            self._room -= len(frame)
+        else:
             (self.folder / header.digest).write_bytes(frame)
-            self._rounds[header.digest] = header.round
+        self._rounds[header.digest] = header.round
 
     def read(self, header: FrameHeader) -> bytes:
         """The frame's bytes. Raises KeyError for one that was never kept."""
-        if header.digest not in self._rounds:
+        frame = self.find(header.digest)
+        if frame is None:
             raise KeyError(f"no frame {header.digest} in the spool")
-        return (self.folder / header.digest).read_bytes()
+        return frame
+
+    def find(self, digest: str) -> bytes | None:
+        """The frame of a digest, or None."""
+        if digest not in self._rounds:
+            return None
+        return self._memory[digest] if digest in self._memory else (self.folder / digest).read_bytes()
+
+    def is_in_memory(self, header: FrameHeader) -> bool:
+        """Whether a frame is as it was checked; what lies on disk might not be."""
+        return header.digest in self._memory
 
     def forget_through(self, round: int) -> None:
         """Drop the frames of `round` and before."""
@@ -51,4 +70,7 @@ class Spool:
     def _drop(self, digests: Collection[str]) -> None:
         for digest in digests:
             del self._rounds[digest]
+            if digest in self._memory:
+                self._room += len(self._memory.pop(digest))
+                continue
             (self.folder / digest).unlink(missing_ok=True)

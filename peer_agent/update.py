@@ -1,4 +1,4 @@
-"""From the contributions of a round to the next weights: weighted mean in rank order, then one step of torch.optim.
+"""From the contributions of a round to the next weights: one gradient of all, then one step of torch.optim.
 
 n is the number of parameters; weights and gradients are flat float32 vectors of shape (n,) in the layout's order.
 """
@@ -6,6 +6,7 @@ n is the number of parameters; weights and gradients are flat float32 vectors of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
-from contract.averaging import WeightedMean
 from contract.codec import codec
-from contract.config import OptimizerConfig
+from contract.config import AggregationConfig, OptimizerConfig
+from contract.robust import aggregation
 from contract.tensors import Buffers, Layout, unpack_buffers, weights_hash
 from contract.wire import Frame, FrameHeader
 
@@ -35,8 +36,19 @@ class Update:
     array after every step; nothing writes into an old one.
     """
 
-    def __init__(self, layout: Layout, flat: NDArray[np.float32], buffers: Buffers, config: OptimizerConfig) -> None:
-        self._layout = layout
+    def __init__(
+        self,
+        layout: Layout,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        config: OptimizerConfig,
+        aggregation: AggregationConfig = AggregationConfig(),  # noqa: B008 (frozen)
+        scratch: Path | None = None,
+    ) -> None:
+        """`scratch` is a folder on disk with room for one model per contribution; the weighted mean does not use it."""
+        self._layout, self._aggregation, self._scratch = layout, aggregation, scratch
+        self.note = ""
+        """Why the latest step's aggregate bears less than the configuration asks for; empty where it does not."""
         self._parameter = nn.Parameter(torch.from_numpy(flat.copy()))
         self.optimizer = _OPTIMIZERS[config.name]([self._parameter], config)
         self.flat = flat
@@ -44,30 +56,43 @@ class Update:
         self.weights_sha256 = weights_hash(layout, flat, buffers)
 
     def step(self, headers: Sequence[FrameHeader], frames: Iterable[Frame]) -> str:
-        """Average `frames`, which come one by one in the order of `headers`, take a step, and return the new hash.
+        """Aggregate `frames`, which come one by one in the order of `headers`, take a step, and return the new hash.
 
-        Beside weights and optimizer state this takes the memory of the mean and of one frame, whatever their number
-        (invariant 12). Raises CorruptObject and NonFiniteGradient; nothing has changed then.
+        Beside weights and optimizer state this takes the memory of one gradient and of one frame, whatever their number
+        (invariant 12). Raises CorruptObject, and OSError where scratch files do not fit; nothing has changed then.
         """
-        gradient, buffers = self._mean(sum(header.samples for header in headers), frames)
+        gradient, buffers = self._aggregate(sum(header.samples for header in headers), frames)
+        self._descend(gradient)
+        del gradient  # before the weights are copied
+        return self._go_on(buffers)
+
+    def take(self, gradient: NDArray[np.float32], buffers: Buffers) -> str:
+        """Take a step with this gradient (n,), and go on with these buffers; the new hash."""
+        self._descend(gradient)
+        return self._go_on(buffers)
+
+    def _descend(self, gradient: NDArray[np.float32]) -> None:
         self._parameter.grad = torch.from_numpy(gradient)
         self.optimizer.step()
         self._parameter.grad = None
-        del gradient
+
+    def _go_on(self, buffers: Buffers) -> str:
         with torch.no_grad():  # the one flat parameter decays as a whole, frozen parts included
             for part in self._layout.frozen:
                 self._parameter[part] = torch.from_numpy(self.flat[part])
         self._take(self._parameter.detach().numpy().copy(), buffers)
         return self.weights_sha256
 
-    def _mean(self, samples: int, frames: Iterable[Frame]) -> tuple[NDArray[np.float32], Buffers]:
-        """Gradient (n,) and buffers, weighted by samples, of which there are `samples` in all."""
-        mean = WeightedMean(self._layout, samples)
-        for frame in frames:
-            buffers = unpack_buffers(self._layout, frame.buffers)
-            mean.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
-            del frame  # before the next one is read
-        return mean.result(self.buffers)
+    def _aggregate(self, samples: int, frames: Iterable[Frame]) -> tuple[NDArray[np.float32], Buffers]:
+        """Gradient (n,) and buffers of all frames, which hold `samples` samples together."""
+        with aggregation(self._aggregation, self._layout, samples, self._scratch) as aggregator:
+            for frame in frames:
+                buffers = unpack_buffers(self._layout, frame.buffers)
+                aggregator.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
+                del frame  # before the next one is read
+            result = aggregator.result(self.buffers)
+        self.note = aggregator.note
+        return result
 
     def adopt(self, flat: NDArray[np.float32], buffers: Buffers) -> None:
         """Go on from these weights; the optimizer's state stays this peer's own."""

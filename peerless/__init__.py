@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from peerless.api import Run, train
+    from peerless.api import Run, resume, train
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "resume", "train"]
 
 
 def __getattr__(name: str) -> object:

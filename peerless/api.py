@@ -115,6 +115,31 @@ def train(
     return Run(id=outcome.run, folder=outcome.folder.path, summary=outcome.summary)
 
 
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    runs_dir: str | os.PathLike[str] = "runs",
+    observer: Observer | None = None,
+) -> Run:
+    """Go on, on this machine, with a run that was interrupted, failed or killed, and return it finished.
+
+    `run` is its name or folder. `overrides` may change epochs, membership, checkpoint and early_stopping. Raises
+    UserError for what cannot be resumed, PeerlessError for a failure.
+    """
+    from peerless.launch.resume import resume_local
+
+    with ExitStack() as stack:
+        stack.callback(_training.reset, _training.set(True))
+        outcome = resume_local(
+            os.fspath(run),
+            stack.enter_context(progress.observer(Console(stderr=True))) if observer is None else observer,
+            overrides=overrides,
+            runs_dir=Path(runs_dir),
+        )
+    return Run(id=outcome.run, folder=outcome.folder.path, summary=outcome.summary)
+
+
 def train_on_aws(
     config: RunConfig | Mapping[str, Any] | str | os.PathLike[str],
     *,

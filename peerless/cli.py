@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from peerless.commands import aws
 from peerless.commands.options import (
     Config,
     Json,
+    MaybeConfig,
     Peers,
     RunDir,
     Seed,
@@ -47,11 +49,15 @@ app.add_typer(local, name="local")
 @app.command()
 @interruptible()
 def train(
-    config: Config,
+    config: MaybeConfig = None,
     on_this_machine: Annotated[bool, typer.Option("--local", help="Run everything on this machine.")] = False,
     deployed: Annotated[
         bool, typer.Option("--deployed", help="With --local: on what `peerless deploy --local` made.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="In place of CONFIG: go on with a run, by its name or folder."),
+    ] = None,
     peers: Peers = None,
     run_dir: RunDir = None,
     seed: Seed = None,
@@ -66,15 +72,37 @@ def train(
     from peerless import api
     from peerless.report.progress import observer
 
+    if resume is not None:
+        _refuse_beside_resume(config, on_this_machine, deployed, run_dir)
+    elif config is None:
+        raise UserError("peerless train: name a configuration, or with --resume a run to go on with")
     if deployed and not on_this_machine:
         raise UserError("peerless train: --deployed goes with --local; on AWS a run always uses what is deployed")
     console, given = Console(stderr=as_json), overrides(set_, peers=peers, seed=seed)
     with observer(console) as view:
-        if on_this_machine:
+        if config is None:
+            run = api.resume(str(resume), overrides=given, observer=view)
+        elif on_this_machine:
             run = api.train(config, overrides=given, run_dir=run_dir, observer=view, deployed=deployed)
         else:
             run = api.train_on_aws(config, overrides=given, run_dir=run_dir, observer=view, confirm=asker(yes))
     aws.show_result(run.summary, str(run.folder), console, as_json)
+
+
+def _refuse_beside_resume(config: Path | None, on_this_machine: bool, deployed: bool, run_dir: Path | None) -> None:
+    """Raise UserError for what contradicts --resume."""
+    if config is not None:
+        raise UserError(
+            "peerless train --resume: the run has its configuration; leave CONFIG out, and change what may change "
+            "with --set"
+        )
+    if not on_this_machine:
+        raise UserError(
+            "peerless train --resume: on AWS a run's instances go on by themselves, and a run that has ended there is "
+            "started anew; add --local for a run that was trained on this machine"
+        )
+    if deployed or run_dir is not None:
+        raise UserError("peerless train --resume: the run knows its folder and its deployment; leave those options out")
 
 
 @app.command()
@@ -106,10 +134,12 @@ def local_up(as_json: Json = False) -> None:
 @interruptible()
 def local_down(as_json: Json = False) -> None:
     """Stop the servers that `peerless local up` started in this folder."""
+    from infra.local import unfinished
     from infra.local.cloud import LocalCloud
     from peerless.launch.run_folder import LOCAL_FOLDER
 
-    show(LocalCloud.down(LOCAL_FOLDER), as_json)
+    kept = ", ".join(unfinished.runs(LOCAL_FOLDER))
+    show({**LocalCloud.down(LOCAL_FOLDER), **({"data kept of": kept} if kept else {})}, as_json)
 
 
 @local.command("status")

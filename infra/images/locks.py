@@ -40,6 +40,8 @@ def third_party(image: Image) -> set[str]:
     found: set[str] = set()
     for root in (*(ROOT / package for package in image.packages), CODEC / "src"):
         for path in [root] if root.is_file() else root.rglob("*.py"):
+            if path.relative_to(ROOT).as_posix() in image.left_out:
+                continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     found |= {alias.name.partition(".")[0] for alias in node.names}

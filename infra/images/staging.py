@@ -49,6 +49,8 @@ class Image:
     """Files and folders of ours that it holds, relative to the repository."""
     modules: tuple[str, ...]
     """What its processes start with; all of it must be importable once the image is installed."""
+    left_out: tuple[str, ...] = ()
+    """Files in `packages` that it goes without, because they need libraries that it has no other use for."""
 
     @property
     def lock(self) -> Path:
@@ -66,6 +68,7 @@ WORKER = Image(
     folder="lambdas",
     packages=("contract", "lambdas/__init__.py", "lambdas/gradient_worker"),
     modules=("lambdas.gradient_worker.handler",),
+    left_out=("contract/signing.py",),  # cryptography: workers sign nothing
 )
 PEER = Image(
     name="peer",
@@ -86,7 +89,8 @@ def stage(image: Image, folder: Path, settings: Settings) -> None:
         _copy(path, folder / name)
     for package in image.packages:
         for path in _sources(ROOT / package, SOURCES):
-            _copy(path, folder / "app" / path.relative_to(ROOT))
+            if path.relative_to(ROOT).as_posix() not in image.left_out:
+                _copy(path, folder / "app" / path.relative_to(ROOT))
     codec = (CODEC / "pyproject.toml", CODEC / "setup.py", CODEC / "README.md", *_sources(CODEC / "src", CODEC_SOURCES))
     for path in codec:
         _copy(path, folder / path.relative_to(ROOT))

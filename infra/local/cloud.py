@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import sys
+import shutil
 import threading
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -22,19 +20,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.clock import Clock, SystemClock
 from contract.errors import LocalStackError
-from infra.local import detached, ministack, rabbitmq
+from infra.local import detached, lambda_start, ministack, rabbitmq, unfinished
 from infra.local.detached import Endpoints, State
 from infra.local.lambda_client import LambdaService
+from infra.local.mending import Mender, Watcher, start_again
 from infra.local.ministack import REGION, MiniStack
 from infra.local.ports import LOOPBACK
-from infra.local.processes import Child, Starting, check_platform, wait_until_ready
+from infra.local.processes import Child, Starting, check_platform
 from infra.local.rabbitmq import Broker
 
-LAMBDA = "Lambda service"
 #: Some programs look at the one, some at the other; Python at the second first.
 NO_PROXY = ("NO_PROXY", "no_proxy")
-_LAMBDA_READY_SECONDS = 60.0
-_LAMBDA_GRACE_SECONDS = 10.0
+#: Where S3's objects are, in the folder of the servers.
+S3_FOLDER = ".s3"
 #: MiniStack's limit for one invocation, which counts the wait for a free worker; the Lambda service has the function's.
 _LONGEST_INVOCATION_SECONDS = 900
 #: MiniStack checks no permissions; a role must merely have the form of one.
@@ -42,14 +40,20 @@ _ROLE = "arn:aws:iam::000000000000:role/peerless-local"
 
 
 class LocalCloud:
-    """The servers of one folder. Logs are in `folder/logs`; data are removed with the servers.
+    """The servers of one folder. Logs are in `folder/logs`; data are removed when the servers are stopped.
 
-    The one who started them stops them, as a context manager or by `stop`; one who attached does not.
+    What S3 holds is in `folder/.s3`: it stays where the owner was killed, has set `keep_data`, or is named in
+    `unfinished`, and the next start in the folder finds it. Whoever started the servers stops them, as a context
+    manager or by `stop`; one who attached does not.
     """
 
-    def __init__(self, endpoints: Endpoints, children: Mapping[str, Child]) -> None:
+    def __init__(
+        self, endpoints: Endpoints, children: dict[str, Child], mender: Mender | Watcher, data: Path, stopping: Starting
+    ) -> None:
+        self.keep_data = False
+        """Whether S3's objects outlive `stop`."""
         self._endpoints = endpoints
-        self._children = dict(children)
+        self._children, self._mender, self._data, self._starting = children, mender, data, stopping
         self._lambda = LambdaService(int(endpoints.lambda_url.rpartition(":")[2]))
 
     @classmethod
@@ -80,19 +84,19 @@ class LocalCloud:
 
     @classmethod
     def _start(cls, folder: Path, with_broker: bool, broker_url: str | None, starting: Starting) -> LocalCloud:
-        logs = folder / "logs"
+        logs, data = folder / "logs", folder / S3_FOLDER
         logs.mkdir(parents=True, exist_ok=True)
         environ = dict(os.environ)
         if broker_url is not None:
             environ["PEERLESS_BROKER_URL"] = broker_url
         with ThreadPoolExecutor(3, thread_name_prefix="local-cloud") as pool:
-            aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting)
+            aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting, data)
             broker = (
                 pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
                 if with_broker
                 else pool.submit(Broker, "", "", "not wanted", None)
             )
-            service = pool.submit(_start_lambda_service, folder, starting)
+            service = pool.submit(lambda_start.start, folder, starting)
             starts: list[Future[Any]] = [service, aws, broker]
             try:
                 wait(starts, return_when=FIRST_EXCEPTION)
@@ -102,10 +106,12 @@ class LocalCloud:
                 pool.shutdown(wait=True)
                 _stop([child for start in starts if (child := _child_of(start)) is not None])
                 raise
-        return cls._of(aws.result(), broker.result(), service.result())
+        return cls._of(aws.result(), broker.result(), service.result(), data, starting)
 
     @classmethod
-    def _of(cls, aws: MiniStack, broker: Broker, service: tuple[Child, int]) -> LocalCloud:
+    def _of(
+        cls, aws: MiniStack, broker: Broker, service: tuple[Child, int], data: Path, starting: Starting
+    ) -> LocalCloud:
         endpoints = Endpoints(
             aws_url=aws.endpoint_url,
             broker_url=broker.url,
@@ -113,10 +119,13 @@ class LocalCloud:
             broker_origin=broker.origin,
             lambda_url=f"http://{LOOPBACK}:{service[1]}",
         )
-        children = {LAMBDA: service[0], ministack.NAME: aws.child}  # the order of stopping
+        children = {lambda_start.NAME: service[0], ministack.NAME: aws.child}  # the order of stopping
+        ways = {ministack.NAME: lambda child: aws.again(child, data, starting)}
         if broker.child is not None:
             children[rabbitmq.NAME] = broker.child
-        return cls(endpoints, children)
+            if broker.lasting:
+                ways[rabbitmq.NAME] = lambda child: start_again(child, lambda: rabbitmq.answers(broker), starting)
+        return cls(endpoints, children, Mender(children, ways), data, starting)
 
     def __enter__(self) -> LocalCloud:
         return self
@@ -128,7 +137,17 @@ class LocalCloud:
 
     def stop(self) -> None:
         """Stop what this object started; repeating it does nothing."""
+        self._starting.cancelled.set()
+        self._mender.close()
         _stop(list(self._children.values()))
+        if not self._children or self.keep_data:
+            return
+        if not unfinished.keep_only_their_buckets(self._data.parent, self._data):
+            shutil.rmtree(self._data, ignore_errors=True)
+
+    def mend(self, note: Callable[[str], None], restored: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Start servers again that have died, without waiting: see `Mender.look`. To be called often, by one thread."""
+        return self._mender.look(note, restored)
 
     def failures(self) -> list[str]:
         """A sentence for every server of this object's that has ended although nobody stopped it."""
@@ -174,7 +193,8 @@ class LocalCloud:
 
         With `base`, that environment as well, without its AWS settings: the user's profile must not leak in.
         """
-        return {**_without_aws(base or {}), **self.aws_environment(base), "PEERLESS_BROKER_URL": self.broker_url}
+        kept = lambda_start.without_aws(base or {})
+        return {**kept, **self.aws_environment(base), "PEERLESS_BROKER_URL": self.broker_url}
 
     def aws_environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """The part of `environment` that concerns AWS: endpoint, region, credentials that mean nothing."""
@@ -227,6 +247,10 @@ class LocalCloud:
         Takes what `start_workers` takes, and starts its workers. Raises LocalStackError.
         """
         self.start_workers(name, handler=handler, memory_mb=memory_mb, **options)
+        return self.create_function(name, handler=handler, memory_mb=memory_mb)
+
+    def create_function(self, name: str, *, handler: str, memory_mb: int) -> str:
+        """Make (again) what calls the workers of a function; gives its ARN. Raises LocalStackError."""
         aws = self.client("lambda")
         try:
             with contextlib.suppress(aws.exceptions.ResourceNotFoundException):
@@ -236,7 +260,7 @@ class LocalCloud:
                 Runtime="python3.12",
                 Role=_ROLE,
                 Handler=handler,
-                Code={"ZipFile": _empty_zip()},
+                Code={"ZipFile": lambda_start.no_code()},
                 Timeout=_LONGEST_INVOCATION_SECONDS,
                 MemorySize=memory_mb,
                 Environment={"Variables": {"MINISTACK_LAMBDA_PROXY_URL": self._lambda.invoke_url(name)}},
@@ -323,7 +347,7 @@ class LocalCloud:
             endpoints = replace(
                 endpoints, broker_url=given.url, broker_address=given.address, broker_origin=given.origin
             )
-        return cls(endpoints, {})
+        return cls(endpoints, {}, Watcher(folder, state), folder / S3_FOLDER, Starting())
 
     @classmethod
     def status(cls, folder: Path) -> dict[str, Any]:
@@ -339,42 +363,13 @@ class LocalCloud:
         answers = {
             "ministack": (places.aws_url, ministack.answers(int(places.aws_url.rpartition(":")[2]))),
             "rabbitmq": (f"{places.broker_address} ({places.broker_origin})", rabbitmq.answers(broker)),
-            "lambda": (places.lambda_url, _lambda_answers(places.lambda_url)),
+            "lambda": (places.lambda_url, lambda_start.answers(places.lambda_url)),
         }
         servers = {
             name: f"{place} {'answers' if well else 'does not answer'}" for name, (place, well) in answers.items()
         }
         all_well = all(well for _, well in answers.values())
         return {"state": "running" if all_well else "failed", "folder": str(folder), **servers}
-
-
-def _start_lambda_service(folder: Path, starting: Starting) -> tuple[Child, int]:
-    """The Lambda service's process and port."""
-    port_file = folder / "lambda" / "port.json"
-    port_file.parent.mkdir(parents=True, exist_ok=True)
-    port_file.unlink(missing_ok=True)
-    child = Child.start(
-        LAMBDA,
-        [sys.executable, "-m", "infra.local.lambda_service", "--port-file", port_file, "--log-dir", folder / "logs"],
-        env=detached.with_root(_without_aws(os.environ)),
-        log_path=folder / "logs" / "lambda.log",
-        grace_seconds=_LAMBDA_GRACE_SECONDS,
-        afterwards=["rm", "-rf", str(port_file.parent)],
-    )
-    try:
-        wait_until_ready(child, port_file.exists, starting=starting, timeout_seconds=_LAMBDA_READY_SECONDS)
-        return child, int(LambdaService.from_port_file(port_file).url.rpartition(":")[2])
-    except BaseException:
-        child.kill()
-        raise
-
-
-def _lambda_answers(url: str) -> bool:
-    try:
-        LambdaService(int(url.rpartition(":")[2]), timeout_seconds=5.0).functions()
-    except LocalStackError:
-        return False
-    return True
 
 
 def _raise_first(starts: list[Future[Any]]) -> None:
@@ -399,15 +394,3 @@ def _stop(children: list[Child]) -> None:
         child.terminate()
     for child in children[1:]:
         child.stop()
-
-
-def _without_aws(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if not name.startswith("AWS_")}
-
-
-def _empty_zip() -> bytes:
-    """Code for MiniStack to hold; what runs is the Lambda service's."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("README", "The code of this function runs in the local Lambda service.\n")
-    return buffer.getvalue()

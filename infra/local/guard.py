@@ -6,7 +6,8 @@ Standard input is the lifeline: a pipe whose other end the owner holds. A byte `
 command's process group gets SIGTERM and, `--grace` seconds later, SIGKILL; processes that went into sessions of their
 own are found by their ancestry. A byte `K` skips the grace, then too. When the lifeline closes, even because the owner
 was killed by SIGKILL, nobody waits for what the command might still bring home, and the grace is short. `--afterwards`
-is one more command (a JSON list) that runs when all is over, to remove what is not a process, such as a container.
+is one more command (a JSON list) that runs when all is over, to remove what is not a process, such as a container; with
+`--successor yes` it does not run where the command ended by itself, because its owner may start it again over its data.
 
 On `--status-fd` it writes one JSON line, `{"pid": N}` or `{"error": "…"}`. Its exit status is the command's, 128 + N
 where signal N ended it, as shells have it.
@@ -103,6 +104,11 @@ class Guard:
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
         return code if code >= 0 else 128 - code
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wanted the end, or nobody is there any more to want anything else."""
+        return self._stop_requested or os.getppid() != self._owner
 
     def _on_stop_signal(self, *_: object) -> None:
         self._stop_requested = True
@@ -246,7 +252,7 @@ def main(arguments: list[str]) -> int:
         return 127
     _report(status_fd, {"pid": guard.pid})
     code = guard.run()
-    if "--afterwards" in options:
+    if "--afterwards" in options and (guard.asked or options.get("--successor") != "yes"):
         run_afterwards(json.loads(options["--afterwards"]))
     return code
 

@@ -55,18 +55,41 @@ def check_platform(platform: str = sys.platform) -> None:
     raise UserError(f"Peerless runs on Linux, macOS and Windows (through WSL2), not on {platform}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What it takes to start a child, now and again."""
+
+    name: str
+    words: tuple[str, ...]
+    env: Mapping[str, str] | None = field(repr=False)
+    log_path: Path
+    cwd: Path | None
+    grace_seconds: float
+    afterwards: tuple[str, ...] | None
+    successor: bool
+    holding: int | None
+
+    def options(self) -> list[str]:
+        """The guard's."""
+        options = ["--grace", str(self.grace_seconds)]
+        if self.afterwards is not None:
+            options += ["--afterwards", json.dumps(list(self.afterwards))]
+        return [*options, "--successor", "yes"] if self.successor else options
+
+
 class Child:
     """One process with its log file, and a guard that ends it when this process dies.
 
     `pid` is the command's own process id, and the id of its process group.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], pid: int, log_path: Path, grace: float) -> None:
-        self.name = name
+    def __init__(self, order: _Order, process: subprocess.Popen[bytes], pid: int) -> None:
+        self.name = order.name
         self.pid = pid
-        self.log_path = log_path
+        self.log_path = order.log_path
+        self._order = order
         self._guard = process
-        self._grace = grace
+        self._handed_over = False
 
     @classmethod
     def start(
@@ -79,19 +102,35 @@ class Child:
         cwd: Path | None = None,
         grace_seconds: float = GRACE_SECONDS,
         afterwards: Sequence[str] | None = None,
+        successor: bool = False,
+        holding: int | None = None,
     ) -> Child:
         """Start `command` with output going to the end of `log_path`; returns once it is executed.
 
         `env` is the whole environment (None: this process's). `grace_seconds` is the time from SIGTERM to SIGKILL.
-        `afterwards` is a command that removes what the process leaves elsewhere. Raises LocalStackError.
+        `afterwards` is a command that removes what the process leaves elsewhere; with `successor` an end that nobody
+        asked for leaves that to `again`, or to `stop`. `holding` is a file descriptor, such as one with a lock, that is
+        open in the process, and here until `stop` or `kill`. Raises LocalStackError.
         """
-        words = [os.fspath(word) for word in command]
-        options = ["--grace", str(grace_seconds)]
-        if afterwards is not None:
-            options += ["--afterwards", json.dumps(list(afterwards))]
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        return cls._start(
+            _Order(
+                name=name,
+                words=tuple(os.fspath(word) for word in command),
+                env=None if env is None else dict(env),
+                log_path=log_path,
+                cwd=cwd,
+                grace_seconds=grace_seconds,
+                afterwards=None if afterwards is None else tuple(afterwards),
+                successor=successor,
+                holding=holding,
+            )
+        )
+
+    @classmethod
+    def _start(cls, order: _Order) -> Child:
         status_read, status_write = os.pipe()
-        with os.fdopen(status_read, "rb") as status, log_path.open("ab") as log:
+        order.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(status_read, "rb") as status, order.log_path.open("ab") as log:
             try:
                 process = subprocess.Popen(
                     [
@@ -101,30 +140,37 @@ class Child:
                         guard.__file__,
                         "--status-fd",
                         str(status_write),
-                        *options,
+                        *order.options(),
                         "--",
-                        *words,
+                        *order.words,
                     ],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=None if env is None else dict(env),
-                    cwd=cwd,
-                    pass_fds=(status_write,),
+                    env=order.env,
+                    cwd=order.cwd,
+                    pass_fds=(status_write,) if order.holding is None else (status_write, order.holding),
                     start_new_session=True,
                 )
             except OSError as error:
-                raise LocalStackError(f"{name} cannot be started: {error.strerror}") from error
+                raise LocalStackError(f"{order.name} cannot be started: {error.strerror}") from error
             finally:
                 os.close(status_write)
             with selectors.DefaultSelector() as selector:
                 selector.register(status, selectors.EVENT_READ)
                 answer = json.loads(status.readline() or b"{}") if selector.select(_GUARD_SECONDS) else {}
-        child = cls(name, process, answer.get("pid", 0), log_path, grace_seconds)
+        child = cls(order, process, answer.get("pid", 0))
         if "pid" not in answer:
             child.kill()
-            raise LocalStackError(f"{name} cannot be started: {words[0]}: {answer.get('error', 'no answer')}")
+            told = answer.get("error", "no answer")
+            raise LocalStackError(f"{order.name} cannot be started: {order.words[0]}: {told}")
         return child
+
+    def again(self) -> Child:
+        """The same command once more, over what this one left; it must have ended. Raises LocalStackError."""
+        self._settle(_GUARD_SECONDS, clear=False)
+        self._handed_over = True
+        return self._start(self._order)
 
     @property
     def guard_pid(self) -> int:
@@ -149,7 +195,7 @@ class Child:
     def stop(self) -> int:
         """End it in order: SIGTERM, after the grace SIGKILL; gives the exit status. Repeating it does nothing."""
         self.terminate()
-        return self._settle(self._grace + _GUARD_SECONDS)
+        return self._settle(self._order.grace_seconds + _GUARD_SECONDS)
 
     def kill(self) -> int:
         """End it and its group at once."""
@@ -168,7 +214,7 @@ class Child:
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.close()
 
-    def _settle(self, seconds: float) -> int:
+    def _settle(self, seconds: float, clear: bool = True) -> int:
         code = self.wait(seconds)
         if code is None:
             self._guard.kill()
@@ -177,7 +223,17 @@ class Child:
         if code < 0 and self.pid:  # the guard itself was killed, so its work falls to us
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+        if clear and not self._handed_over:
+            self._clear()
         return code
+
+    def _clear(self) -> None:
+        """What an end that nobody asked for has left undone; once is enough."""
+        self._handed_over = True
+        if self._order.successor and self._order.afterwards:
+            guard.run_afterwards(list(self._order.afterwards))
+        if self._order.holding is not None:
+            os.close(self._order.holding)
 
     def log_tail(self) -> str:
         """The last lines of its log on one line, at most 300 characters."""
@@ -195,6 +251,12 @@ class Child:
             said = self.log_tail()
             last = f"its log ends with: {said}" if said else "its log is empty"
             raise LocalStackError(f"{self.name} ended with status {code} while {doing}; {last} ({self.log_path})")
+
+
+def ending(status: int) -> str:
+    """`was killed by signal 9`, or `ended with status 1`, of an exit status as `poll` gives it."""
+    number = -status if status < 0 else status - 128  # negative where the guard itself was killed
+    return f"was killed by signal {number}" if number > 0 else f"ended with status {status}"
 
 
 def wait_until_ready(

@@ -64,6 +64,8 @@ class Broker:
     child: Child | None
     management_url: str = ""
     """https://host:port of its management API; empty where it was started without."""
+    lasting: bool = False
+    """Whether the same child, started again, finds its queues, accounts and messages: a node does, a container not."""
 
 
 def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None) -> Broker:
@@ -193,12 +195,13 @@ def _start_node(
         cwd=folder,
         grace_seconds=_GRACE_SECONDS,
         afterwards=["rm", "-rf", str(folder)],  # the password with it, whoever dies first
+        successor=True,  # over the same data: queues, accounts and what nobody has acknowledged
     )
     if certificate is None:
-        broker = Broker(_url("amqp", port, password), f"{LOOPBACK}:{port}", server.origin, child)
+        broker = Broker(_url("amqp", port, password), f"{LOOPBACK}:{port}", server.origin, child, lasting=True)
     else:
         url, management = _url("amqps", tls_port, password), f"https://{LOOPBACK}:{management_port}"
-        broker = Broker(url, f"{LOOPBACK}:{tls_port}", server.origin, child, management)
+        broker = Broker(url, f"{LOOPBACK}:{tls_port}", server.origin, child, management, lasting=True)
     return _ready(broker, starting, _READY_SECONDS)
 
 

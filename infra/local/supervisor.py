@@ -23,7 +23,7 @@ from contract.errors import LocalStackError, PeerlessError
 from infra.local import detached
 from infra.local.cloud import LocalCloud
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 
 
 def main(folder: Path) -> int:
@@ -56,17 +56,25 @@ def _own(folder: Path, answers: IO[bytes], stop: threading.Event) -> None:
         with LocalCloud.start(
             folder, log=lambda text: detached.report(answers, {"note": text}), cancelled=stop
         ) as cloud:
-            cloud.state().write(folder)
+            written = cloud.state()
+            written.write(folder)
             detached.report(answers, {"ready": True})
             _let_go_of(sys.stdout)
             told: set[str] = set()
             while not stop.wait(_LOOK_SECONDS):
-                for failure in cloud.failures():
+                for failure in cloud.mend(_log):
                     if failure not in told:
                         told.add(failure)
-                        print(failure, file=sys.stderr, flush=True)
+                        _log(failure)
+                if (state := cloud.state()) != written:  # so that runs notice, and make anew what is gone
+                    state.write(folder)
+                    written = state
     finally:
         (folder / detached.STATE).unlink(missing_ok=True)
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _after(wait: Callable[[], object], stop: threading.Event) -> None:

@@ -86,7 +86,7 @@ class StorageStack(Stack):
             bucket,
             "RecordsAreCreatedOnce",
             ["s3:PutObject"],
-            [*policies.CREATED_ONCE, policies.CONTRIBUTIONS],
+            [*policies.CREATED_ONCE, *policies.PASSING_ONCE],
             {"Null": {"s3:if-none-match": "true"}, **created},
         )
         self._deny(
@@ -103,10 +103,7 @@ class StorageStack(Stack):
                 effect=iam.Effect.DENY,
                 principals=[iam.AnyPrincipal()],
                 actions=["s3:DeleteObject"],
-                not_resources=[
-                    bucket.arn_for_objects(policies.WEIGHTS),
-                    bucket.arn_for_objects(policies.CONTRIBUTIONS),
-                ],
+                not_resources=[bucket.arn_for_objects(key) for key in policies.CLEARED],
                 conditions=peers,
             )
         )

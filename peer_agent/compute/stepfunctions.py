@@ -54,6 +54,9 @@ NAME_LENGTH = 80
 AWS_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.25, 0.02
 #: How long an Express execution may take, in seconds, and how much longer its answer is waited for.
 EXPRESS_SECONDS, ANSWER_SECONDS = 300, 30
+#: How long a local Step Functions may take to know its state machines again, and between two tries, in seconds.
+FORGOTTEN_SECONDS, FORGOTTEN_POLL_SECONDS = 60.0, 0.2
+_FORGOTTEN = ("ExecutionDoesNotExist", "StateMachineDoesNotExist")
 #: Tries to find a name that no earlier execution has.
 ATTEMPTS = 20
 
@@ -185,10 +188,7 @@ class StepFunctionsGradientService:
             if self._express:
                 description = self._start_and_wait(task, text)
             else:
-                try:
-                    description = self._follow(self._start(task, text))
-                finally:
-                    self._running = None
+                description = self._run_again_if_forgotten(task, text)
             if description["status"] != "SUCCEEDED":
                 # Express executions have no history to be asked for.
                 asked = None if self._express else self._client
@@ -203,6 +203,24 @@ class StepFunctionsGradientService:
             where = self._endpoint_url or f"AWS in {self._spec.places.region}"
             raise TransientError(f"Step Functions at {where} does not answer: {error}") from error
         return _retries(description)
+
+    def _run_again_if_forgotten(self, task: GradientTask, text: str) -> Mapping[str, Any]:
+        """Run a Standard execution; its description once it has ended.
+
+        A local Step Functions that is started again has forgotten its executions, and for a moment its state machines:
+        then the same execution is started anew, under the same keys.
+        """
+        patience = self._clock.monotonic() + FORGOTTEN_SECONDS
+        while True:
+            try:
+                return self._follow(self._start(task, text))
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                if code not in _FORGOTTEN or self._endpoint_url is None or self._clock.monotonic() > patience:
+                    raise
+                self._clock.sleep(FORGOTTEN_POLL_SECONDS)
+            finally:
+                self._running = None
 
     def _start_and_wait(self, task: GradientTask, text: str) -> Mapping[str, Any]:
         """Run an Express execution; its description once it has ended. Raises GradientFailed at its time limit.

@@ -1,129 +1,98 @@
-"""The one connection of a peer to RabbitMQ, on a thread of its own.
+"""What keeps a peer connected to RabbitMQ, on a thread of its own.
 
-pika's connection belongs to one thread; only `add_callback_threadsafe` may be called from others. So this thread does
-nothing but serve the connection: heartbeats go on while the peer computes, and whoever wants to send puts a message
-into a list and wakes the thread up. Any trouble, a closed channel as much as a cut cable, is treated alike: connect
-again, declare everything again, and send again what was not confirmed.
+pika's connection belongs to one thread. So this thread does nothing but serve the connection: heartbeats come and go
+while the peer computes, and whoever wants to send puts a message into a list and wakes the thread up. Any trouble, a
+closed channel as much as a cut cable, is treated alike: connect again, declare everything again, and send again what
+was not confirmed.
 """
 
 from __future__ import annotations
 
-import logging
-import ssl
+import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from urllib.parse import urlsplit
-
-import pika
-import pika.exceptions
-from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.spec import Basic, BasicProperties
+from typing import Any
 
 from contract.clock import Clock
-from contract.errors import BrokerUnavailable
-from peer_agent.exchange.inboxes import TO_OTHERS, Inboxes
+from peer_agent.exchange.connecting import FAULTS, cause, connection_parameters, is_refusal
+from peer_agent.exchange.inboxes import inboxes
+from peer_agent.exchange.session import Handlers, InboxGone, Message, Pulse, Received, Session, Token
 
-#: Amazon MQ's minimum; a connection that says nothing for twice as long is taken for dead.
-HEARTBEAT_SECONDS = 60
-#: Deliveries on their way and not acknowledged: 64 frames of 256 KiB are 16 MiB at most.
-PREFETCH = 64
-CONNECT_TIMEOUT_SECONDS = 10.0
-FIRST_WAIT_SECONDS = 0.1
-LONGEST_WAIT_SECONDS = 2.0
+#: Waits between attempts: doubled from the first to the longest, and spread over the ranks by half as much again.
+FIRST_WAIT_SECONDS = 0.05
+LONGEST_WAIT_SECONDS = 0.6
 STOP_TIMEOUT_SECONDS = 10.0
-#: How long the thread may sleep without being woken; a safety net, since every request wakes it.
-IDLE_SECONDS = 5.0
+#: So long a link that is told to stop goes on sending what is left.
+FLUSH_SECONDS = 2.0
 
-CONTENT_TYPES = {"frame": "application/octet-stream"}
-PERSISTENT = 2
-PRECONDITION_FAILED = 406
-#: Replies that the same request meets every time: access refused, inequivalent arguments, not allowed.
-REFUSALS = frozenset({403, PRECONDITION_FAILED, 530})
+#: Messages, and bytes of their bodies, that wait for a broker that is away. The newest are worth most.
+WAITING_MESSAGES = 256
+WAITING_BYTES = 67_108_864
 
-# pika logs every lost connection with its traceback; what matters of it is in our own errors.
-logging.getLogger("pika").setLevel(logging.CRITICAL)
-
-
-@dataclass
-class Message:
-    """One message on its way out."""
-
-    kind: str
-    body: bytes
-    settled: bool = False
-    """The broker has confirmed it, or refused it for good."""
-    refusal: str = ""
-    """Why the broker refused it; empty unless it did."""
-    abandoned: bool = False
-    """Its sender has given up waiting; it needs no further attempt."""
+#: A connection on which no own heartbeat has come back for so many of their intervals carries nothing at the moment,
+ECHO_INTERVALS = 2.5
+#: and one that goes on like that for so long, over so many heartbeats, is given up.
+DEAF_SECONDS, DEAF_BEATS = 15.0, 5
 
 
-@dataclass(frozen=True)
-class Token:
-    """Names a delivery to the broker; the tag means something on the connection that brought it only."""
-
-    connection: int
-    tag: int
-
-
-@dataclass(frozen=True)
-class Received:
-    """One message from the inbox."""
-
-    sender: int | None
-    """Rank of the peer whose exchange it came through, as the broker says; None for one that came another way."""
-    kind: str
-    body: bytes
-    token: Token
-
-
-class _InboxGone(Exception):
-    """The broker cancelled our consumer: the inbox was deleted, or its node left."""
+class _Deaf(Exception):
+    """Our own heartbeats do not come back."""
 
 
 class Link(threading.Thread):
-    """Keeps connection, inboxes and consumer up until stopped. Everything public may be called from any thread."""
+    """Keeps connection, queues and consumers up until stopped. Everything public may be called from any thread."""
 
     def __init__(
         self,
         url: str,
-        inboxes: Inboxes,
         *,
         run: str,
         rank: int,
+        peers: int,
         clock: Clock,
-        heartbeat_seconds: int,
-        blocked_seconds: float,
+        heartbeat_seconds: float,
         changed: threading.Condition,
         on_received: Callable[[Received], None],
+        on_pulse: Callable[[Pulse], None],
+        on_sent: Callable[[Message], None],
         on_lost: Callable[[], None],
     ) -> None:
-        """`changed` is notified whenever the link goes up or down and whenever a message is settled.
+        """`changed` is notified whenever the link goes up or down, a message is settled, or an admission is done.
 
-        `on_received` and `on_lost` are called on this thread. Raises BrokerUnavailable for a URL that names no broker.
+        The functions are called on this thread. Raises BrokerUnavailable for a URL that names no broker.
         """
         super().__init__(name=f"rabbitmq peer {rank}", daemon=True)
         self._parameters = connection_parameters(url)
-        self._parameters.heartbeat = heartbeat_seconds
-        self._parameters.blocked_connection_timeout = blocked_seconds
         self._parameters.client_properties = {"connection_name": f"peerless {run} peer {rank}"}
-        self._inboxes, self._run_name, self._rank = inboxes, run, rank
-        self._clock, self._changed = clock, changed
-        self._on_received, self._on_lost = on_received, on_lost
+        self._run_name, self._rank, self._peers = run, rank, peers
+        self._clock, self._changed, self._every = clock, changed, heartbeat_seconds
+        self._on_sent, self._on_lost = on_sent, on_lost
+        self._on_pulse = on_pulse
+        self._handlers = Handlers(received=on_received, pulse=self._hear, settled=self._settle)
         self._outgoing: deque[Message] = deque()
+        self._under_way: Message | None = None
         self._acknowledged: deque[Token] = deque()
-        self._connection: BlockingConnection | None = None
-        self._number = 0
-        self._away_since: float | None = clock.monotonic()
+        self._session: Session | None = None
+        self._number, self._name = 0, ""
         self._stopping = threading.Event()
         self._retire = False
+        # Ranks that joined after the start, and with how many of them everything has been declared.
+        self._later: tuple[int, ...] = ()
+        self._declared: tuple[int, ...] | None = None
+        self._beat: bytes | None = None
+        self._beat_timer: Any = None
+        self._beat_changed = False
+        self._turned_at = clock.monotonic()
+        self._unanswered, self._unanswered_since = 0, 0.0
+        self._away_since: float | None = clock.monotonic()
+        self._up_since = 0.0
         self.up = False
         self.refused = False
         """The broker has turned us down, or we have stopped: waiting will not help."""
         self.cause = "no answer"
+
+    # ----------------------------------------------------------------------------------- for the threads of others
 
     @property
     def address(self) -> str:
@@ -131,13 +100,35 @@ class Link(threading.Thread):
         return f"{self._parameters.host}:{self._parameters.port}"
 
     def seconds_away(self) -> float:
-        """For how long there has been no connection; 0 while there is one."""
-        since = self._away_since
-        return 0.0 if since is None else self._clock.monotonic() - since
+        """For how long nothing could have been heard; 0 while the link carries what it should.
+
+        There is no connection; or own heartbeats have stopped coming back; or this thread, and with it most likely the
+        whole process, has stood still, and has not yet read what has come since.
+        """
+        now = self._clock.monotonic()
+        away = self._away_since
+        if away is None and self._unanswered and self._late(self._unanswered_since, now):
+            away = self._unanswered_since
+        if away is None and self._beat is not None and self._late(self._turned_at, now):
+            away = self._turned_at
+        return 0.0 if away is None else max(now - away, 1e-9)
+
+    def up_since(self) -> float | None:
+        """Since when it has carried what it should, in monotonic seconds; None while it does not."""
+        since = self._up_since
+        return None if self.seconds_away() else since
 
     def send(self, message: Message) -> None:
-        """Publish `message` as soon as possible, after those that came before."""
-        self._outgoing.append(message)
+        """Publish `message` as soon as possible, after those that came before; the oldest make room for it."""
+        with self._changed:
+            self._outgoing.append(message)
+            while len(self._outgoing) > WAITING_MESSAGES or self._waiting_bytes() > WAITING_BYTES:
+                oldest = next((m for m in self._outgoing if m is not self._under_way), message)
+                if oldest is message:
+                    break
+                self._outgoing.remove(oldest)
+                oldest.settled = True
+            self._changed.notify_all()
         self._wake()
 
     def acknowledge(self, token: object) -> None:
@@ -147,13 +138,52 @@ class Link(threading.Thread):
         self._acknowledged.append(token)
         self._wake()
 
+    def beat(self, body: bytes) -> None:
+        """Send this heartbeat now and from now on."""
+        with self._changed:
+            if self._beat is None:
+                self._turned_at = self._clock.monotonic()
+            self._beat, self._beat_changed = body, True
+        self._wake()
+
+    def admit(self, rank: int) -> tuple[int, ...]:
+        """Hear `rank` too, which joined after the start; gives all such ranks, for `has_admitted`."""
+        with self._changed:
+            if rank not in range(self._peers) and rank != self._rank:
+                self._later = tuple(sorted({*self._later, rank}))
+            later = self._later
+        self._wake()
+        return later
+
+    def has_admitted(self, later: tuple[int, ...]) -> bool:
+        """Whether the bindings for these ranks stand."""
+        return self._declared is not None and set(later) <= set(self._declared)
+
+    @property
+    def others(self) -> int:
+        """How many peers a message to all others goes to."""
+        return len({*range(self._peers), *self._later} - {self._rank})
+
     def stop(self, *, retire: bool) -> None:
-        """Acknowledge what is to be acknowledged and leave; `retire` removes the own inbox. Returns once gone."""
+        """Send and acknowledge what is left, and leave; `retire` removes the own inbox. Returns once gone."""
         self._retire = retire
         self._stopping.set()
         self._wake()
         if self.is_alive():
             self.join(STOP_TIMEOUT_SECONDS)
+
+    def _wake(self) -> None:
+        session = self._session
+        if session is not None:
+            session.wake()
+
+    def _waiting_bytes(self) -> int:
+        return sum(len(message.body) for message in self._outgoing)
+
+    def _late(self, since: float, now: float) -> bool:
+        return now - since > ECHO_INTERVALS * self._every
+
+    # -------------------------------------------------------------------------------------------- the thread's own
 
     def run(self) -> None:
         """The thread: connect, serve, and after every loss connect again."""
@@ -172,102 +202,137 @@ class Link(threading.Thread):
         while not self._stopping.wait(wait_seconds):
             try:
                 self._connect_and_serve()
-            except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, _InboxGone) as error:
+            except (*FAULTS, InboxGone, _Deaf) as error:
                 was_up = self._mark_down(error)
                 # A broker that has once let us in and now does not may be in the middle of a restart.
-                if self._number == 0 and _is_refusal(error):
+                if self._number == 0 and is_refusal(error):
                     return
             else:
                 return
             # Spread over the ranks, so that all peers of a run don't come back in the same instant.
             stagger = 1.0 + (self._rank % 16) / 32
-            doubled = FIRST_WAIT_SECONDS if was_up else max(2 * wait_seconds, FIRST_WAIT_SECONDS)
-            wait_seconds = min(doubled * stagger, LONGEST_WAIT_SECONDS)
+            doubled = FIRST_WAIT_SECONDS if was_up else 2 * wait_seconds
+            wait_seconds = min(max(doubled, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS) * stagger
 
     def _connect_and_serve(self) -> None:
         """Serve one connection until stopped. Raises what ends the connection."""
-        connection = BlockingConnection(self._parameters)
+        self._name = secrets.token_hex(6)
+        session = Session(
+            self._parameters,
+            self._handlers,
+            number=self._number + 1,
+            name=self._name,
+            headers={"run": self._run_name, "rank": self._rank},
+            priority=int(self._clock.now()),
+            stopping=self._stopping.is_set,
+        )
         try:
-            incoming, outgoing = self._open(connection)
-            with self._changed:
-                self._connection, self.up, self._away_since, self.cause = connection, True, None, ""
-                self._changed.notify_all()
-            while not self._stopping.is_set():
-                self._acknowledge_all(incoming)
-                self._publish_all(outgoing)
-                connection.process_data_events(IDLE_SECONDS)
-                if not incoming.consumer_tags and not self._stopping.is_set():
-                    raise _InboxGone(f"the queue {self._inboxes.inbox.name} was deleted")
-            self._acknowledge_all(incoming)
-            if self._retire:
-                # Exchanges go with the last inbox that is bound to them.
-                outgoing.queue_delete(self._inboxes.inbox.name)
+            self._session = session
+            if not session.connect():
+                return
+            self._declare(session)
+            consuming = threading.Event()
+            session.consume(consuming.set)
+            if not session.wait(consuming.is_set):
+                return
+            self._number += 1
+            self._mark_up()
+            self._serve(session)
+            session.leave(retire=self._retire)
         finally:
-            self.up, self._connection = False, None
-            if connection.is_open:
-                connection.close()
+            self.up, self._session, self._declared, self._under_way = False, None, None, None
+            session.abandon()
 
-    def _open(self, connection: BlockingConnection) -> tuple[BlockingChannel, BlockingChannel]:
-        """Declare everything and start consuming; a channel to receive on and one to publish on."""
-        outgoing = connection.channel()
-        inbox, senders = self._inboxes.inbox, self._inboxes.senders
-        for exchange in senders:
-            # Auto-delete: an exchange goes with the last inbox that is bound to it, so runs leave nothing behind.
-            outgoing.exchange_declare(exchange, "direct", durable=True, auto_delete=True)
-        outgoing.queue_declare(inbox.name, durable=True, arguments=dict(inbox.arguments))
-        for exchange, key in self._inboxes.bindings:
-            outgoing.queue_bind(inbox.name, exchange, key)
-        outgoing.confirm_delivery()
-        incoming = connection.channel()
-        incoming.basic_qos(prefetch_count=PREFETCH)
-        number = self._number + 1
+    def _serve(self, session: Session) -> None:
+        ends: float | None = None
+        while True:
+            self._acknowledge_all(session)
+            if self._declared is not None and not self.has_admitted(self._later):
+                self._declare(session)
+            if self._under_way is None and self._outgoing and not session.blocked:
+                self._publish_next(session)
+            if self._beat_changed:
+                self._send_beat(session)
+            if self._stopping.is_set():
+                now = self._clock.monotonic()
+                if ends is None:
+                    ends = now + FLUSH_SECONDS
+                    session.later(FLUSH_SECONDS, lambda: None)
+                if not self._outgoing or now >= ends:
+                    return
+            session.turn()
 
-        def receive(_: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-            token = Token(number, method.delivery_tag or 0)
-            self._on_received(Received(senders.get(method.exchange or ""), properties.type or "", body, token))
+    def _declare(self, session: Session) -> None:
+        later, self._declared = self._later, None
 
-        incoming.basic_consume(inbox.name, receive, auto_ack=False)
-        self._number = number
-        return incoming, outgoing
+        def done() -> None:
+            with self._changed:
+                self._declared = later
+                self._changed.notify_all()
 
-    def _acknowledge_all(self, channel: BlockingChannel) -> None:
+        session.declare(inboxes(self._run_name, self._rank, self._peers, self._name, later), done)
+
+    def _acknowledge_all(self, session: Session) -> None:
         while self._acknowledged:
             token = self._acknowledged.popleft()
             if token.connection == self._number:
-                channel.basic_ack(token.tag)
+                session.acknowledge(token.tag)
 
-    def _publish_all(self, channel: BlockingChannel) -> None:
-        """Publish in order. A message leaves the list once it is settled, so a lost connection loses none."""
-        while self._outgoing:
-            message = self._outgoing[0]
-            try:
-                if not message.abandoned:
-                    self._publish(channel, message)
-            except pika.exceptions.NackError:
-                # An inbox is full, on a broker that then refuses (a cluster of Amazon MQ's does). Those that had room
-                # have the message, and its owner finds in S3 what it missed: not a reason to hold the others up.
-                pass
-            except pika.exceptions.ChannelClosedByBroker as error:
-                if error.reply_code == PRECONDITION_FAILED:  # larger than this broker's own limit
-                    self._settle(message, refusal=error.reply_text)
-                raise
-            self._settle(message)
-
-    def _publish(self, channel: BlockingChannel, message: Message) -> None:
-        """Returns once the broker has confirmed the message, for all inboxes that are bound; that can be none yet."""
-        properties = BasicProperties(
-            content_type=CONTENT_TYPES.get(message.kind, "application/json"),
-            delivery_mode=PERSISTENT,
-            type=message.kind,
-            app_id="peerless",
-            headers={"run": self._run_name, "rank": self._rank},
-        )
-        channel.basic_publish(self._inboxes.own_exchange, TO_OTHERS, message.body, properties)
-
-    def _settle(self, message: Message, refusal: str = "") -> None:
+    def _publish_next(self, session: Session) -> None:
+        """A message leaves the list once it is settled, so a lost connection loses none. One at a time: so the order
+        holds across connections, and a refusal tells which one it is about."""
         with self._changed:
-            self._outgoing.popleft()
+            self._under_way = self._outgoing[0]
+        session.publish(self._under_way)
+
+    def _settle(self, refusal: str) -> None:
+        message = self._under_way
+        if message is None:
+            return
+        if not refusal:
+            self._on_sent(message)
+        with self._changed:
+            self._under_way = None
+            self._outgoing.remove(message)
             message.settled, message.refusal = True, refusal
+            self._changed.notify_all()
+
+    def _send_beat(self, session: Session) -> None:
+        """Send the heartbeat, and see to it that the next one follows."""
+        with self._changed:
+            body, self._beat_changed = self._beat, False
+            now = self._clock.monotonic()
+            if self._late(self._turned_at, now):
+                self._up_since = now  # this process stood still; what was said meanwhile may be lost
+            self._turned_at = now
+        if self._beat_timer is not None:
+            session.cancel(self._beat_timer)
+        self._beat_timer = session.later(self._every, lambda: self._send_beat(session))
+        if body is None or session.blocked or not self.others:
+            return
+        deaf = self._unanswered >= DEAF_BEATS and now - self._unanswered_since > DEAF_SECONDS
+        if deaf:
+            raise _Deaf(f"nothing comes back since {DEAF_SECONDS:g} s")
+        if not self._unanswered:
+            self._unanswered_since = now
+        self._unanswered += 1
+        session.beat(body)
+
+    def _hear(self, pulse: Pulse) -> None:
+        if pulse.sender != self._rank or pulse.connection != self._name:
+            self._on_pulse(pulse)
+            return
+        now = self._clock.monotonic()
+        if self._unanswered and self._late(self._unanswered_since, now):
+            self._up_since = now
+        self._unanswered = 0
+
+    def _mark_up(self) -> None:
+        with self._changed:
+            self.up, self.cause = True, ""
+            self._away_since, self._up_since = None, self._clock.monotonic()
+            self._unanswered, self._turned_at = 0, self._up_since
+            self._beat_timer, self._beat_changed = None, self._beat is not None
             self._changed.notify_all()
 
     def _mark_down(self, error: BaseException) -> bool:
@@ -275,73 +340,9 @@ class Link(threading.Thread):
         with self._changed:
             was_up = self._away_since is None
             if was_up:
-                self._away_since = self._clock.monotonic()
-            self.cause = _cause(error)
+                # Nothing may have come through for a while already.
+                self._away_since = self._clock.monotonic() - self.seconds_away()
+            self.cause = cause(error)
             self._changed.notify_all()
         self._on_lost()
         return was_up
-
-    def _wake(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            try:
-                connection.add_callback_threadsafe(_nothing)
-            except pika.exceptions.ConnectionWrongStateError:
-                return  # it has just gone; the next connection looks into the lists first
-
-
-def _nothing() -> None:
-    """Being called is all that is wanted: it ends the wait for data."""
-
-
-def connection_parameters(url: str) -> pika.ConnectionParameters:
-    """Server, account and virtual host of `url`; everything else is our own choice, whatever its query says.
-
-    Certificates are verified against the system's authorities, or those in the file that SSL_CERT_FILE names. Raises
-    BrokerUnavailable for a URL that names no server.
-    """
-    try:
-        parameters = pika.URLParameters(urlsplit(url)._replace(query="", fragment="").geturl())
-    except (ValueError, TypeError) as error:
-        # pika's own message may quote the URL, and with it the password.
-        raise BrokerUnavailable("PEERLESS_BROKER_URL is not of the form amqps://user:password@host:port") from error
-    parameters.socket_timeout = CONNECT_TIMEOUT_SECONDS
-    parameters.stack_timeout = 1.5 * CONNECT_TIMEOUT_SECONDS
-    parameters.connection_attempts = 1
-    if parameters.ssl_options is not None:
-        parameters.ssl_options = pika.SSLOptions(ssl.create_default_context(), parameters.host)
-    return parameters
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether trying again cannot help."""
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.ProbableAccessDeniedError):
-        return True
-    closed = pika.exceptions.ConnectionClosedByBroker, pika.exceptions.ChannelClosedByBroker
-    if isinstance(error, closed):
-        return error.reply_code in REFUSALS
-    return isinstance(_innermost(error), ssl.SSLCertVerificationError)
-
-
-def _cause(error: BaseException) -> str:
-    """One clause for the reader."""
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError):
-        return "it refused user name or password"
-    if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
-        return f"it said {error.reply_code} {error.reply_text}"
-    error = _innermost(error)
-    if isinstance(error, ssl.SSLError):
-        return f"the TLS connection failed ({error.reason or error})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """pika wraps the socket's own error once or twice, as `exception` or as the first argument."""
-    while isinstance(error, pika.exceptions.AMQPConnectionError | AMQPConnectorException):
-        inner = getattr(error, "exception", None) or (error.args[0] if error.args else None)
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return error

@@ -13,9 +13,9 @@ import typer
 
 from contract.errors import UserError
 
-Config = Annotated[
-    Path, typer.Argument(help="Configuration, TOML; examples/mnist.toml writes every key out.", show_default=False)
-]
+_CONFIG = typer.Argument(help="Configuration, TOML; examples/mnist.toml writes every key out.", show_default=False)
+Config = Annotated[Path, _CONFIG]
+MaybeConfig = Annotated[Path | None, _CONFIG]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. optimizer.lr=0.1; repeatable."),

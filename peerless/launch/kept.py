@@ -10,7 +10,7 @@ from contract.config import RunConfig
 from contract.errors import PeerlessError
 from peerless import data
 from peerless.launch import result, shipping
-from peerless.launch.follow import rounds_told
+from peerless.launch.follow import Told
 from peerless.launch.run_folder import RunFolder
 
 
@@ -35,16 +35,23 @@ def keep(config: RunConfig, folder: RunFolder, dataset: data.Dataset | None) -> 
     return digest
 
 
-def tell_in_folder(folder: RunFolder, run: str, config: RunConfig, seconds: float, cause: BaseException) -> None:
-    """Write the summary of a run that came to no result, so that every run's folder has one."""
+def tell_in_folder(
+    folder: RunFolder, run: str, config: RunConfig, seconds: float, cause: BaseException, resume: str | None = None
+) -> None:
+    """Write the summary of a run that came to no result, so that every run's folder has one.
+
+    `resume` is the command that goes on with it, if it has come so far.
+    """
     interrupted = isinstance(cause, KeyboardInterrupt)
+    told = Told.of(folder.events)
     summary = result.summarise(
         run=run,
         config=config,
         reports=(),
         model=None,
         counters={},
-        rounds_told=rounds_told(folder.events),
+        told=told,
+        resume=resume if told.rounds else None,
         peak_memory_bytes=None,
         seconds_total=seconds,
         error=None if interrupted else str(cause),

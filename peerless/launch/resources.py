@@ -55,20 +55,25 @@ class Resources(Protocol):
     def counters(self) -> dict[str, Any]:
         """What the local Lambda service counted for this run's workers (empty without any)."""
 
-    def remove(self) -> None:
-        """Remove what `provide` made, where the local AWS outlives the run. Raises PeerlessError."""
+    def restore(self) -> None:
+        """Make once more what the local AWS had in memory alone, after it was started again. Raises PeerlessError."""
+
+    def remove(self, keep_buckets: bool) -> None:
+        """Remove what `provide` made, where the local AWS outlives the run; of a run that can be taken up again not
+        the buckets. Raises PeerlessError."""
 
 
 class LocalResources:
     """Resources of the run's own."""
 
-    def __init__(self, cloud: LocalCloud, places: Places) -> None:
+    def __init__(self, cloud: LocalCloud, places: Places, name: str) -> None:
+        """Function and state machines are called after `name`: the same for all internal runs of one run."""
         self._cloud = cloud
         self.places = places
-        self._function = f"peerless-{places.run}-gradient"
+        self._name, self._function = name, f"peerless-{name}-gradient"
         self._functions: list[str] = []
-        self._machines: list[str] = []
-        self._buckets: list[str] = []
+        self._machines: dict[str, dict[str, str]] = {}  # what each is made from, by ARN
+        self._memory_mb = 0
         self._s3, self._states = cloud.client("s3"), cloud.client("stepfunctions")
 
     def provide(
@@ -81,14 +86,18 @@ class LocalResources:
         return self._create_workers(config, batches, environment, workers)
 
     def _create_buckets(self) -> None:
-        for bucket in (*self.places.peer_buckets, self.places.run_bucket):
+        for bucket in self._buckets:
             try:
-                self._s3.create_bucket(Bucket=bucket)
+                with contextlib.suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
+                    self._s3.create_bucket(Bucket=bucket)
             except (BotoCoreError, ClientError) as error:
                 raise LocalStackError(
                     f"bucket {bucket} cannot be created at {self._cloud.endpoint_url}: {error}"
                 ) from error
-            self._buckets.append(bucket)
+
+    @property
+    def _buckets(self) -> tuple[str, ...]:
+        return (*self.places.peer_buckets, self.places.run_bucket)
 
     def _create_workers(
         self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
@@ -102,6 +111,7 @@ class LocalResources:
             env=environment,
         )
         self._functions.append(self._function)
+        self._memory_mb = config.compute.memory_mb
         express = config.aws.express and config.compute.state_machine == "inline_map"
         for rank, count in enumerate(batches):
             machine = definition(
@@ -111,30 +121,41 @@ class LocalResources:
                 concurrency=config.compute.concurrency,
                 timeout_seconds=config.compute.timeout_seconds,
             )
-            try:
-                created = self._states.create_state_machine(
-                    name=f"peerless-{self.places.run}-{rank}",
-                    definition=json.dumps(machine),
-                    roleArn=_LOCAL_ROLE,
-                    type="EXPRESS" if express else "STANDARD",
-                )
-            except (BotoCoreError, ClientError) as error:
-                raise LocalStackError(f"the state machine of peer {rank} cannot be created: {error}") from error
-            self._machines.append(created["stateMachineArn"])
+            order = {
+                "name": f"peerless-{self._name}-{rank}",
+                "definition": json.dumps(machine),
+                "roleArn": _LOCAL_ROLE,
+                "type": "EXPRESS" if express else "STANDARD",
+            }
+            self._machines[self._create_machine(order)] = order
         return tuple(self._machines)
+
+    def _create_machine(self, order: dict[str, str]) -> str:
+        """Gives its ARN, which follows from its name. One that is there already, of the same definition, is as good."""
+        try:
+            return str(self._states.create_state_machine(**order)["stateMachineArn"])
+        except (BotoCoreError, ClientError) as error:
+            raise LocalStackError(f"state machine {order['name']} cannot be created: {error}") from error
+
+    def restore(self) -> None:
+        """The function first, which the machines name; its workers have gone on. Raises LocalStackError."""
+        for name in self._functions:
+            self._cloud.create_function(name, handler=HANDLER, memory_mb=self._memory_mb)
+        for order in self._machines.values():
+            self._create_machine(order)
 
     def counters(self) -> dict[str, Any]:
         """What the local Lambda service counted for this run's function (empty without one)."""
         return self._cloud.function_counters(self._function) if self._functions else {}
 
-    def remove(self) -> None:
+    def remove(self, keep_buckets: bool) -> None:
         """Remove what this run made; needed where the local AWS outlives the run."""
         for name in self._functions:
             self._cloud.remove_function(name)
         try:
             for arn in self._machines:
                 self._states.delete_state_machine(stateMachineArn=arn)
-            for bucket in self._buckets:
+            for bucket in () if keep_buckets else self._buckets:
                 for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
                     keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
                     if keys:
@@ -188,7 +209,12 @@ class DeployedResources:
             total.update(counted)
         return {**total, "errors_by_name": dict(errors)} if self._functions else {}
 
-    def remove(self) -> None:
+    def restore(self) -> None:
+        """Stacks are more than a run can make. Raises LocalStackError."""
+        name = self._deployment.settings.name
+        raise LocalStackError(f"with the local AWS the deployment {name} is gone; deploy it again, then resume the run")
+
+    def remove(self, keep_buckets: bool) -> None:
         """End the processes; the functions themselves stay, and so does what the run has in the buckets."""
         for name in self._functions:
             self._cloud.stop_workers(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,17 @@ from torch import Tensor
 
 from contract import models, tensors
 from contract.config import RunConfig
-from contract.errors import ObjectMissing, PeerlessError
+from contract.errors import PeerlessError
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.objective import evaluate
 from contract.records import PeerReport
 from contract.store import ObjectStore
-from peerless.launch.follow import rounds_told
+from peerless.launch.follow import Told
 from peerless.launch.run_folder import RunFolder
+
+#: Reasons after which something is left to do.
+UNFINISHED = ("interrupted", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ def read_reports(store: ObjectStore, places: Places, peers: int) -> tuple[PeerRe
 
 def fetch_model(
     store: ObjectStore,
-    places: Places,
+    chain: Sequence[Places],
     spec: ModelSpec,
     reports: Sequence[PeerReport],
     loss: str,
@@ -50,6 +54,7 @@ def fetch_model(
 ) -> SavedModel | None:
     """Fetch the weights that the peers agreed to save, and test them. None when no peer got so far.
 
+    `chain` are the places where they may lie, the likeliest first: the best weights may be of a run's earlier part.
     Raises WeightsMismatch or CorruptObject where the object is not what its name says.
     """
     sha256 = next((report.model_sha256 for report in reports if report.model_sha256), None)
@@ -57,9 +62,8 @@ def fetch_model(
         return None
     model = models.build(spec)
     layout = tensors.Layout.of(model)
-    try:
-        blob = store.get(places.weights(sha256))
-    except ObjectMissing:
+    blob = next((found[0] for places in chain if (found := store.find(places.weights(sha256))) is not None), None)
+    if blob is None:
         return None
     flat, buffers = tensors.decode_weights(layout, blob, sha256)
     tensors.load(model, layout, flat, buffers)
@@ -79,22 +83,29 @@ def summarise(
     reports: Sequence[PeerReport],
     model: SavedModel | None,
     counters: dict[str, Any],
-    rounds_told: int,
+    told: Told,
     peak_memory_bytes: int | None,
     seconds_total: float,
     error: str | None,
     interrupted: bool = False,
+    earlier: Sequence[PeerReport] = (),
+    parts: int = 1,
+    resume: str | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json; every figure is measured, and null where nothing was.
 
-    `rounds_told` is how far the run came by its events, for a run that left no reports; `interrupted` says why it did.
+    `told` says how far a run came that left no reports; `interrupted` says why it did. `earlier` are the reports of
+    the parts of the run before this one, as far as they came to write any, `parts` how many there are with this one;
+    `resume` is the command that goes on with the run, where one can.
     """
     whole = [report for report in reports if report.error is None]
     lost = sorted(set(range(config.peers)) - {report.rank for report in whole})
-    raw = sum(report.gradient_bytes_raw for report in reports)
-    encoded = sum(report.gradient_bytes_encoded for report in reports)
+    every = [*earlier, *reports]
+    raw = sum(report.gradient_bytes_raw for report in every)
+    encoded = sum(report.gradient_bytes_encoded for report in every)
     reasons = sorted({report.reason for report in whole if report.reason})
-    bills = [report.estimated_usd for report in reports if report.estimated_usd is not None]
+    reason = "failed" if error else next(iter(reasons), "interrupted" if interrupted else "failed")
+    bills = [report.estimated_usd for report in every if report.estimated_usd is not None]
     return {
         "run_id": run,
         "mode": config.mode,
@@ -102,9 +113,11 @@ def summarise(
         "peers": config.peers,
         "peers_lost": len(lost),
         "lost_ranks": lost,
-        "rounds": max((report.rounds for report in reports), default=rounds_told),
+        "restarts": {str(rank): count for rank, count in sorted(told.restarts.items())},
+        "parts": parts,
+        "rounds": max((report.rounds for report in reports), default=told.rounds),
         "epochs": max((report.epochs for report in reports), default=0),
-        "reason": "failed" if error else next(iter(reasons), "interrupted" if interrupted else "failed"),
+        "reason": reason,
         "error": error,
         "test_accuracy": model.test_accuracy if model else None,
         "test_loss": model.test_loss if model else None,
@@ -112,19 +125,21 @@ def summarise(
         "weights_sha256": {str(report.rank): report.weights_sha256 for report in whole},
         "model_sha256": model.sha256 if model else None,
         "seconds_total": round(seconds_total, 3),
-        "seconds_training": round(max((report.seconds_training for report in reports), default=0.0), 3),
+        "seconds_training": round(_longest(earlier) + _longest(reports), 3),
         "peak_memory_bytes": peak_memory_bytes,
-        "bytes_sent": {str(report.rank): report.bytes_sent for report in reports},
-        "bytes_received": {str(report.rank): report.bytes_received for report in reports},
+        "bytes_sent": _by_rank(every, lambda report: report.bytes_sent),
+        "bytes_received": _by_rank(every, lambda report: report.bytes_received),
         "codec": config.exchange.codec,
         "compression_ratio": round(raw / encoded, 4) if encoded else None,
         "gradient_service": config.compute.service,
-        "lambda_invocations": sum(report.lambda_invocations for report in reports),
-        "state_machine_executions": sum(report.state_machine_executions for report in reports),
+        "lambda_invocations": sum(report.lambda_invocations for report in every),
+        "state_machine_executions": sum(report.state_machine_executions for report in every),
         "estimated_usd": round(sum(bills), 6) if bills else None,
         "lambda_service": counters,
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
+        "rejected_by_sender": {str(rank): dict(reasons) for rank, reasons in sorted(told.rejected.items())},
         "stages": mean_stages(whole),
+        "resume": resume if reason in UNFINISHED else None,
     }
 
 
@@ -136,6 +151,9 @@ def conclude(
     spec: ModelSpec,
     test_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None,
     *,
+    earlier: Sequence[Places] = (),
+    run: str | None = None,
+    resume: str | None = None,
     counters: Callable[[], dict[str, Any]],
     peak_memory_bytes: int | None,
     seconds_total: Callable[[], float],
@@ -145,35 +163,58 @@ def conclude(
     """Fetch and test the saved model, and write model.safetensors and summary.json; gives the summary.
 
     `error` is how the run failed, if it did: then the best weights so far are kept where they can be had, and nothing
-    is raised that would hide it. `seconds_total` is asked last.
+    is raised that would hide it. `seconds_total` is asked last. `earlier` are the places of the run's earlier parts,
+    the first part first, `run` is its name where that is not the one of `places`, and `resume` the command that goes on
+    with it once it has come to an end that is none.
     """
     unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
     reports: tuple[PeerReport, ...] = ()
+    before: list[PeerReport] = []
     model: SavedModel | None = None
     counted: dict[str, Any] = {}
     with unless_failed():
         reports = read_reports(store, places, config.peers)
+        before = [report for part in earlier for report in read_reports(store, part, config.peers)]
         if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
             tests = None if test_batches is None else test_batches()
-            model = fetch_model(store, places, spec, reports, config.loss, tests)
+            model = fetch_model(store, [places, *reversed(earlier)], spec, reports, config.loss, tests)
     if model is not None:
         folder.write(folder.model, model.safetensors)
     with unless_failed():
         counted = counters()
+    told = Told.of(folder.events)
     summary = summarise(
-        run=places.run,
+        run=run or places.run,
         config=config,
         reports=reports,
         model=model,
         counters=counted,
-        rounds_told=rounds_told(folder.events),
+        told=told,
         peak_memory_bytes=peak_memory_bytes,
         seconds_total=seconds_total(),
         error=error,
         interrupted=interrupted,
+        earlier=before,
+        parts=len(earlier) + 1,
+        resume=resume if told.rounds else None,
     )
     folder.write_summary(summary)
     return summary
+
+
+def _longest(reports: Sequence[PeerReport]) -> float:
+    """Seconds of training over the parts of a run, of each the longest."""
+    parts: dict[str, float] = {}
+    for report in reports:
+        parts[report.run] = max(parts.get(report.run, 0.0), report.seconds_training)
+    return sum(parts.values())
+
+
+def _by_rank(reports: Sequence[PeerReport], count: Callable[[PeerReport], int]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for report in reports:
+        total[str(report.rank)] += count(report)
+    return dict(total)
 
 
 def mean_stages(reports: Sequence[PeerReport]) -> dict[str, dict[str, float]]:

@@ -7,6 +7,10 @@ summary.json        the figures of the run
 logs/               one log per process
 code/               the user's own code as it was shipped, if any
 dataset.npz         the data, where they were passed from Python
+
+While the run is not finished, what `peerless train --resume` needs is there too:
+.resume.json        the run's internal names and where its buckets are (peerless/launch/parts.py)
+.s3/                the objects of the local S3, where the run has servers of its own
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from contract.clock import Clock
 from contract.errors import ConfigError, RunFailed
+from infra.local.cloud import S3_FOLDER
 
 #: Where `peerless local up` keeps its state, relative to the working directory, as `runs` is.
 LOCAL_FOLDER = Path(".peerless/local")
@@ -44,6 +50,8 @@ class RunFolder:
         self.logs = path / "logs"
         self.code = path / "code"
         self.dataset = path / "dataset.npz"
+        self.parts = path / ".resume.json"
+        self.s3 = path / S3_FOLDER
 
     @staticmethod
     def check(path: Path) -> None:
@@ -65,6 +73,7 @@ class RunFolder:
         """An empty folder for the temporary files of a peer; whoever ends the peer removes it. Raises RunFailed."""
         folder = (self.path / f".peer-{rank}").resolve()
         try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a peer whose guard was killed too
             folder.mkdir()
         except OSError as error:
             raise RunFailed(f"{folder} cannot be created ({error.strerror})") from error

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 #: What ends a peer's round: the commit that it applied, or in asynchronous mode the average that it took.
 ROUND_EVENTS = ("commit", "averaged")
+#: What every peer finds out for itself; one line is enough.
+_TOLD_BY_ALL = ("member_dropped", "member_joined", "peer_excluded", "waiting", "resumed")
 
 
 class Observer(Protocol):
@@ -51,7 +53,7 @@ class Lines:
         self._rejected = _FirstOfItsKind()
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
@@ -100,7 +102,7 @@ class Bars:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
@@ -129,16 +131,20 @@ class Bars:
 
 
 class _FirstOfItsKind:
-    """Lets a rejection pass once per sender and reason; summary.json counts them all."""
+    """Lets a rejection pass once per sender and reason, which summary.json counts, and what all peers tell once."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[Any, ...]] = set()
 
     def is_new(self, event: Mapping[str, Any]) -> bool:
         """Always, for other events."""
-        if event["event"] != "frame_rejected":
+        if event["event"] in _TOLD_BY_ALL:
+            who = event.get("member"), tuple(event.get("for", ())), event.get("seconds")
+            kind: tuple[Any, ...] = (event["event"], event["round"], *who)
+        elif event["event"] == "frame_rejected":
+            kind = (event["rank"], event.get("sender"), event.get("reason"))
+        else:
             return True
-        kind = (event["rank"], event.get("sender"), event.get("reason"))
         known = kind in self._seen
         self._seen.add(kind)
         return not known
@@ -163,10 +169,32 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
         return f"{peer}: round {event['round'] + 1}: its own weights differed; adopted the recorded ones"
     if name == "frame_rejected":
         return f"{peer}: rejected a frame of peer {event.get('sender')}: {event.get('reason')}"
+    if name == "peer_restarted":
+        return f"{peer} {event.get('reason')}; started again"
+    if (line := _of_members(event)) is not None:
+        return line
     if name == "finished":
         return f"{peer}: finished ({event.get('reason')})"
     if name == "failed":
         return f"{peer}: failed: {event.get('error')}"
+    return None
+
+
+def _of_members(event: Mapping[str, Any]) -> str | None:
+    """Who takes part: the same for all peers that tell of it, so nobody is named who does."""
+    name, member = event["event"], event.get("member")
+    if name == "member_dropped":
+        return f"round {event['round'] + 1}: peer {member} was dropped ({event.get('reason')})"
+    if name == "member_joined":
+        return f"round {event['round'] + 1}: peer {member} takes part (incarnation {event.get('incarnation')})"
+    if name == "peer_excluded":
+        return f"round {event['round'] + 1}: peer {member} was excluded: {event.get('reason')}"
+    if name == "waiting":
+        since = f" for {event['seconds']:.0f} s" if event.get("seconds") is not None else ""
+        awaited = ", ".join(str(rank) for rank in event.get("for", ())) or "others"
+        return f"waiting{since} for peer {awaited}"
+    if name == "resumed":
+        return f"going on with round {event['round'] + 1}"
     return None
 
 

@@ -22,7 +22,7 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     same = "the same on all peers" if len(hashes) == 1 else f"{len(hashes)} different ones"
     rows = {
         "ended by": f"{summary['reason']}, after {summary['rounds']} rounds ({summary['epochs']} whole epochs)",
-        "peers": f"{summary['peers']} ({summary['mode']}), {summary['peers_lost']} lost",
+        "peers": f"{summary['peers']} ({summary['mode']}), {summary['peers_lost']} lost" + _restarted(summary),
         "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
         "final weights": f"{next(iter(sorted(hashes)))[:16]}… ({same})" if hashes else "none",
         "gradients": f"{summary['gradient_service']}, {summary['lambda_invocations']} invocations, "
@@ -33,6 +33,11 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         "time": f"{summary['seconds_training']:.1f} s of training, {summary['seconds_total']:.1f} s in all",
         "kept in": folder,
     }
+    if summary.get("rejected_by_sender"):
+        counts = {rank: sum(reasons.values()) for rank, reasons in summary["rejected_by_sender"].items()}
+        rows["rejected"] = ", ".join(f"{count} frames of peer {rank}" for rank, count in counts.items())
+    if summary.get("resume"):
+        rows["to go on"] = summary["resume"]
     if summary["peak_memory_bytes"] is not None:
         rows["memory"] = f"at most {summary['peak_memory_bytes'] / 1e9:.2f} GB over all processes"
     if summary.get("estimated_usd") is not None:
@@ -40,6 +45,12 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     for name, value in rows.items():
         head.add_row(name, value)
     return Group(head, _stages(summary["stages"])) if summary["stages"] else head
+
+
+def _restarted(summary: Mapping[str, Any]) -> str:
+    restarts = sum(summary.get("restarts", {}).values())
+    times = "once" if restarts == 1 else f"{restarts} times"
+    return f", started again {times}" if restarts else ""
 
 
 def _stages(stages: Mapping[str, Mapping[str, float]]) -> Table:

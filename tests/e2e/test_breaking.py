@@ -51,9 +51,11 @@ def rounds_of(folder: Path) -> int:
     return sum('"event":"commit"' in line.replace(" ", "") and '"rank":0' in line.replace(" ", "") for line in lines)
 
 
-def start(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
+def start(place: Workplace, *arguments: str, epochs: int = 500) -> subprocess.Popen[str]:
     """Start a long run and return once its third round is committed."""
-    command = place.command("train", "config.toml", "--local", "--run-dir", "run", "--set", "epochs=500", *arguments)
+    command = place.command(
+        "train", "config.toml", "--local", "--run-dir", "run", "--set", f"epochs={epochs}", *arguments
+    )
     process = subprocess.Popen(
         command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -122,7 +124,8 @@ def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplac
     assert not (lonely_workplace.path / "runs").exists()
 
 
-def test_ctrl_c_ends_a_run_in_order(workplace: Workplace) -> None:
+@pytest.mark.timeout(300)  # three runs
+def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Workplace) -> None:
     process = start(workplace)
     started = descendants(process)
     os.kill(process.pid, signal.SIGINT)
@@ -137,15 +140,59 @@ def test_ctrl_c_ends_a_run_in_order(workplace: Workplace) -> None:
     assert len(summary["weights_sha256"]) == 3
     assert (folder / "model.safetensors").exists()
     assert "interrupted" in output
+    assert "to go on with this run: peerless train --local --resume run" in output
+    assert summary["resume"] == "peerless train --local --resume run"
     wait_for(lambda: not alive(started), "the run's processes to end", 20)
+
+    epochs = summary["rounds"] // 3 + 2
+    resumed = workplace.peerless("train", "--local", "--json", "--resume", "run", "--set", f"epochs={epochs}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on with round {summary['rounds'] + 1}" in resumed.stderr
+    whole = json.loads(resumed.stdout)
+    assert (whole["run_id"], whole["parts"], whole["rounds"]) == (summary["run_id"], 2, 3 * epochs)
+    assert (whole["reason"], whole["peers_lost"], whole["resume"]) == ("epoch_limit", 0, None)
+    never_interrupted = workplace.train("--set", f"epochs={epochs}", run_dir="never-interrupted")
+    assert whole["weights_sha256"] == never_interrupted["weights_sha256"]
+    assert whole["model_sha256"] == never_interrupted["model_sha256"]
+    assert whole["lambda_invocations"] >= never_interrupted["lambda_invocations"]
+    again = workplace.peerless("train", "--local", "--resume", "run")
+    assert again.returncode == 2
+    assert "is finished (epoch_limit); there is nothing to resume" in sentence(again)
+
+
+@pytest.mark.slow  # tests/chaos has dead peers in every phase of a round
+@pytest.mark.timeout(400)
+def test_a_killed_peer_is_started_again_and_the_run_ends_well(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace, epochs=12)
+    victim(process, 1).kill()
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "peer 1 was killed by signal 9; started again" in output
+    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    assert (summary["reason"], summary["rounds"], summary["error"]) == ("epoch_limit", 36, None)
+    assert (summary["peers_lost"], summary["restarts"]) == (0, {"1": 1})
+    assert list(summary["weights_sha256"]) == ["0", "1", "2"]
+    assert len(set(summary["weights_sha256"].values())) == 1
 
 
 @pytest.mark.slow
-def test_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace) -> None:
-    process = start(lonely_workplace)
+@pytest.mark.timeout(400)
+def test_a_peer_that_is_not_started_again_is_lost_and_the_others_end_well(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace, "--set", "membership.restarts=0", epochs=6)
+    victim(process, 1).kill()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    assert (summary["peers_lost"], summary["lost_ranks"], summary["restarts"]) == (1, [1], {})
+    assert list(summary["weights_sha256"]) == ["0", "2"]
+    assert len(set(summary["weights_sha256"].values())) == 1
+
+
+@pytest.mark.slow
+def test_below_the_quorum_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace, "--set", "membership.restarts=0", "--set", "membership.quorum=3")
     started = descendants(process)
-    (victim,) = [child for child in started if child.name().startswith("python") and _is_peer(child, 1)]
-    victim.kill()
+    victim(process, 1).kill()
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     told = [line for line in errors.splitlines() if line.startswith("peerless: ")]
@@ -184,19 +231,49 @@ def test_ctrl_c_while_the_servers_start_stops_them(lonely_workplace: Workplace) 
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_ends_the_run_within_seconds_and_by_its_name(lonely_workplace: Workplace) -> None:
+@pytest.mark.timeout(400)
+def test_killed_servers_are_started_again_and_the_weights_are_the_same(lonely_workplace: Workplace) -> None:
+    process = start(lonely_workplace, epochs=12)
+    server(process, "ministack").kill()
+    wait_for(lambda: rounds_of(lonely_workplace.path / "run") >= 12, "rounds after MiniStack's death", 60)
+    server(process, "beam.smp").kill()
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    for name in ("MiniStack", "RabbitMQ"):
+        assert f"{name} answers again" in output
+    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    assert (summary["rounds"], summary["peers_lost"], summary["restarts"]) == (36, 0, {})
+    undisturbed = lonely_workplace.train("--set", "epochs=12", run_dir="undisturbed")
+    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_replaced_ends_the_run_within_seconds_and_by_its_name(
+    lonely_workplace: Workplace,
+) -> None:
     process = start(lonely_workplace)
     started = descendants(process)
-    (victim,) = [child for child in started if child.cmdline()[1:3] == ["-m", "ministack"]]
-    victim.kill()
+    server(process, "infra.local.lambda_service").kill()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert errors.startswith("peerless: MiniStack ended with status 137 while running")
+    assert errors.startswith("peerless: Lambda service ended with status 137 while running")
     assert len(errors.splitlines()) == 1
     summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
     assert summary["reason"] == "failed"
     assert summary["rounds"] >= 3
     wait_for(lambda: not alive(started), "the run's processes to end", 20)
+
+
+def server(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    """The one whose module or program is `name`."""
+    (found,) = [c for c in descendants(process) if c.cmdline()[1:3] == ["-m", name] or c.name() == name]
+    return found
+
+
+def victim(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """A peer's own process."""
+    (found,) = [c for c in descendants(process) if c.name().startswith("python") and _is_peer(c, rank)]
+    return found
 
 
 def _is_peer(process: psutil.Process, rank: int) -> bool:

@@ -29,18 +29,20 @@ from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.records import Member, PeerReport
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
+from contract.signing import SigningKey
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout, encode_weights, flatten, read_buffers, weights_hash
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
 from peer_agent.actions_sync import SyncActions
 from peer_agent.background import Finished, Threads
-from peer_agent.exchange.null import NullExchange
+from peer_agent.exchange.null import NullExchange, S3Pulses
+from peer_agent.keyring import USE
 from peer_agent.membership import claim
-from peer_agent.ports import Delivery, Exchange, ExchangeCounts, RoundGradient
+from peer_agent.ports import Beat, Delivery, Exchange, ExchangeCounts, RoundGradient
 from peer_agent.runner import Runner
 from tests.fakes.clock import FakeClock
-from tests.fakes.exchange import MemoryBroker
+from tests.fakes.exchange import MemoryBroker, SteppedNullExchange
 from tests.fakes.store import MemoryStore
 
 CLASSES, SIZE = 3, 4
@@ -119,11 +121,28 @@ class SteppedExchange:
         self.twice = False
         self.sent: list[str] = []
 
-    def publish(self, kind: str, body: bytes) -> None:
+    @property
+    def away_seconds(self) -> float:
+        return self.inner.away_seconds
+
+    @property
+    def up_since(self) -> float | None:
+        return self.inner.up_since
+
+    def publish(self, kind: str, body: bytes, to: int | None = None) -> None:
         self.sent.append(kind)
         if not self.loses(kind, body):
             for _ in range(1 + self.twice):
-                self.inner.publish(kind, body)
+                self.inner.publish(kind, body, to)
+
+    def beat(self, body: bytes) -> None:
+        self.inner.beat(body)
+
+    def beats(self) -> list[Beat]:
+        return self.inner.beats()
+
+    def admit(self, rank: int) -> None:
+        self.inner.admit(rank)
 
     def poll(self, timeout_seconds: float) -> list[Delivery]:
         found = self.inner.poll(timeout_seconds if self._waits else 0.0)
@@ -264,13 +283,16 @@ class Cast:
         buckets = tuple(f"peer-{rank}" for rank in range(self.config.peers))
         places = Places(run="trial", run_bucket="run", peer_buckets=buckets, region="local")
         self.spec = prepare_run(self.store, self.config, self.sample_counts, places, self.norm)
-        self.memory_broker = MemoryBroker(self.config.peers)
+        clock = SystemClock() if self.threads else self.clock
+        self.memory_broker = MemoryBroker(self.config.peers, clock, self.config.membership.heartbeat_seconds)
         self.peers = [self.add(rank) for rank in range(self.config.peers - self.late)]
 
     def add(self, rank: int, peer_id: str | None = None) -> Peer:
         """A peer with its rank claimed, not started yet."""
-        inner = self.memory_broker.join(rank) if self.broker else NullExchange(FakeClock())
-        member = self.claim(rank, peer_id or f"peer-{rank}")  # once the inbox stands, as `python -m peer_agent` does it
+        inner = self.memory_broker.join(rank) if self.broker else self._lonely(rank)
+        key = SigningKey.generate()
+        # Once the inbox stands, as `python -m peer_agent` does it.
+        member = self.claim(rank, peer_id or f"peer-{rank}", key)
         exchange = SteppedExchange(inner, self.clock, waits=self.threads)
         elements = Layout.of(models.build(self.spec.model)).elements
         gradients = (
@@ -287,14 +309,36 @@ class Cast:
             events=EventLog(self.events, self.spec.run, rank, self.clock),
             clock=SystemClock() if self.threads else self.clock,
             background=Threads(1) if self.threads else Inline(),
+            key=key,
         )
         actions_of_mode = SyncActions if self.config.mode == "sync" else AsyncActions
         return Peer(Runner(actions_of_mode(self.spec, member, ports)), exchange, gradients, metrics)
 
-    def claim(self, rank: int, peer_id: str) -> Member:
+    def claim(self, rank: int, peer_id: str, key: SigningKey | None = None) -> Member:
         """Claim a rank as a new process would."""
-        nonce = hashlib.sha256(f"{rank} {peer_id} {len(self.store.objects)}".encode()).hexdigest()
-        return claim(self.store, self.spec.places, rank=rank, peer_id=peer_id, nonce=nonce)
+        key = key or SigningKey.generate()
+        nonce = hashlib.sha256(f"{rank} {peer_id} {key.public}".encode()).hexdigest()
+        return claim(
+            self.store,
+            self.spec.places,
+            rank=rank,
+            peer_id=peer_id,
+            nonce=nonce,
+            public_keys={USE: key.public},
+            sign=key.sign,
+        )
+
+    def _lonely(self, rank: int) -> Exchange:
+        """No broker; in virtual time its waiting is SteppedExchange's."""
+        clock = SystemClock() if self.threads else self.clock
+        places, config = self.spec.places, self.config
+        seconds = config.membership.heartbeat_seconds
+        if self.threads:
+            return NullExchange(
+                clock,
+                S3Pulses(self.store, places, rank=rank, peers=config.peers, clock=clock, heartbeat_seconds=seconds),
+            )
+        return SteppedNullExchange(clock, self.store, places, rank=rank, peers=config.peers, heartbeat_seconds=seconds)
 
     def play(
         self, order: Callable[[int], Sequence[int]] | None = None, each_turn: Callable[[int], None] | None = None

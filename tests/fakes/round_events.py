@@ -28,7 +28,6 @@ def machine(rank: int = 0, peers: int = 3, rounds: int = 4, validated: tuple[int
             me=member(rank),
             peers=peers,
             rounds=rounds,
-            initial_weights=W0,
             validation=lambda t: t if t in (*validated, rounds) else None,
             key=lambda t, r, i: f"contributions/{t}/{r}-{i}",
             frames=FrameRules(run="run", codec="none", elements=5, buffers_bytes=0),
@@ -59,6 +58,7 @@ def header(rank: int, round: int = 0, base: str = W0, **changes: Any) -> FrameHe
 def joined(rank: int = 0, peers: int = 3, **options: Any) -> RoundMachine:
     found = machine(rank, peers, **options)
     found.handle(s.Started())
+    found.handle(s.CaughtUp(0, W0, None))
     for other in range(peers):
         if other != rank:
             found.handle(s.MemberSeen(claim(other)))

@@ -175,6 +175,35 @@ class TestStepFunctions:
         names = [arn.rpartition(":")[2] for arn in client.executions]
         assert names == ["one-round-r3-p0-i0-a0", "one-round-r3-p0-i0-a1"]
 
+    @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", None])
+    def test_a_local_service_that_has_forgotten_is_asked_again(self, store: MemoryStore, endpoint: str | None) -> None:
+        """As MiniStack has, once it was killed and started again; on AWS it is what it says."""
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client = MemoryStepFunctions(store, worker(store))
+        codes = ["ExecutionDoesNotExist", "StateMachineDoesNotExist", "StateMachineDoesNotExist"]
+        describe, start = client.describe_execution, client.start_execution
+
+        def forgotten(call: Callable[..., dict[str, Any]], wanted: str) -> Callable[..., dict[str, Any]]:
+            def answer(**arguments: Any) -> dict[str, Any]:
+                if codes and codes[0] == wanted:
+                    client.executions.clear()
+                    raise ClientError({"Error": {"Code": codes.pop(0), "Message": "gone"}}, "Call")
+                return call(**arguments)
+
+            return answer
+
+        client.describe_execution = forgotten(describe, "ExecutionDoesNotExist")  # type: ignore[method-assign]
+        client.start_execution = forgotten(start, "StateMachineDoesNotExist")  # type: ignore[method-assign]
+        service = StepFunctionsGradientService(
+            run.spec, RANK, store=store, endpoint_url=endpoint, clock=FakeClock(), client=client
+        )
+        if endpoint is None:
+            with pytest.raises(GradientFailed, match="ExecutionDoesNotExist"):
+                service.compute(**run.arguments())
+            return
+        assert service.compute(**run.arguments()).samples == sum(COUNTS)
+        assert [arn.rpartition(":")[2] for arn in client.executions] == ["one-round-r3-p0-i0-a0"]
+
     def test_auto_must_have_been_resolved(self, store: MemoryStore) -> None:
         run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine="auto")
         with pytest.raises(ConfigError, match=r"names no state machine for rank 0 .*auto"):

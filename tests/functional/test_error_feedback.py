@@ -154,7 +154,7 @@ def test_earlier_bytes_that_lie_in_s3_are_what_was_sent() -> None:
         if found.header.round == 2:
             values = codec("qsgd4").decode(found.payload, N)
             payload = codec("qsgd4").encode(values * np.float32(0.9), seed=1)
-            earlier = encode(found.header, payload, found.buffers)
+            earlier = cast.peers[1].actions.trust.key.sign_frame(encode(found.header, payload, found.buffers))
             cast.store.create(contributions.place(2, cast.peers[1].actions.me), earlier)
         return store_own(made)
 

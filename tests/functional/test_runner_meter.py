@@ -11,6 +11,7 @@ import pytest
 from contract.prices import Prices
 from contract.records import Stop
 from peer_agent.meter import Meter
+from peerless.launch.follow import Told
 from peerless.launch.result import summarise
 from tests.fakes.peers import Cast
 from tests.fakes.sync_runs import configuration, events
@@ -41,7 +42,7 @@ def test_the_limit_ends_all_in_order(tmp_path: Path, mode: str) -> None:
         assert len({(r.rounds, r.weights_sha256) for r in reports}) == 1
     cast.close()
     summary = summarise(
-        run="trial", config=cast.config, reports=reports, model=None, counters={}, rounds_told=0,
+        run="trial", config=cast.config, reports=reports, model=None, counters={}, told=Told(),
         peak_memory_bytes=None, seconds_total=1.0, error=None,
     )  # fmt: skip
     assert summary["reason"] == "max_usd"

@@ -19,12 +19,12 @@ from infra.local.processes import Starting
 from infra.local.rabbitmq import Broker, start_managed
 from lambdas.broker_users.handler import Budget, Management, NotLetIn, handler
 from peer_agent.exchange import open_exchange
+from peer_agent.exchange.connecting import connection_parameters
 from peer_agent.exchange.inboxes import TO_OTHERS
-from peer_agent.exchange.link import connection_parameters
 from peer_agent.ports import Exchange
 from tests.fakes.certificates import self_signed
 from tests.fakes.custom_resource import Context, Server, event
-from tests.fakes.exchange_contract import receive
+from tests.fakes.exchange_contract import HEARTBEAT_SECONDS, listen, receive
 
 ACCESS_REFUSED = 403
 
@@ -79,7 +79,14 @@ def opened(broker: Broker, unique: str) -> Iterator[Callable[[int], Exchange]]:
 
     def open_as(rank: int) -> Exchange:
         secret = ("zero-secret", "one-secret")[rank]
-        exchange = open_exchange(url(broker, rank, secret), run=unique, rank=rank, peers=2, clock=SystemClock())
+        exchange = open_exchange(
+            url(broker, rank, secret),
+            run=unique,
+            rank=rank,
+            peers=2,
+            clock=SystemClock(),
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
         exchanges.append(exchange)
         return exchange
 
@@ -108,6 +115,17 @@ def test_two_peers_exchange_messages_with_their_own_rights(opened: Callable[[int
     second.acknowledge(to_second)
 
 
+def test_and_heartbeats_and_words_to_one_and_hear_who_joins_late(opened: Callable[[int], Exchange]) -> None:
+    first, second = opened(0), opened(1)
+    first.beat(b"zero lives")
+    heard = listen(second, lambda beats: len(beats) >= 2)
+    assert {(beat.sender, beat.body) for beat in heard} == {(0, b"zero lives")}
+    first.publish("frame", b"to one", to=1)
+    assert [delivery.body for delivery in receive(second, 1)] == [b"to one"]
+    second.admit(2)
+    assert (first.away_seconds, second.away_seconds) == (0.0, 0.0)
+
+
 def test_retiring_leaves_nothing_behind(broker: Broker, opened: Callable[[int], Exchange], unique: str) -> None:
     for exchange in [opened(0), opened(1)]:
         exchange.close(retire=True)
@@ -115,8 +133,9 @@ def test_retiring_leaves_nothing_behind(broker: Broker, opened: Callable[[int], 
     for rank in range(2):
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
             connection.channel().queue_declare(keys.inbox(unique, rank), passive=True)
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
-            connection.channel().exchange_declare(keys.peer_exchange(unique, rank), passive=True)
+        for name in (keys.peer_exchange(unique, rank), keys.pulse_exchange(unique, rank)):
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
+                connection.channel().exchange_declare(name, passive=True)
     connection.close()
 
 
@@ -130,6 +149,10 @@ ATTEMPTS: dict[str, Callable[[BlockingChannel, str], object]] = {
     "bind": lambda channel, run: channel.queue_bind(keys.inbox(run, 1), keys.peer_exchange(run, 0), TO_OTHERS),
     "unbind": lambda channel, run: channel.queue_unbind(keys.inbox(run, 1), keys.peer_exchange(run, 0), TO_OTHERS),
     "publish as the other": lambda channel, run: channel.basic_publish(keys.peer_exchange(run, 1), TO_OTHERS, b"!"),
+    "beat as the other": lambda channel, run: channel.basic_publish(keys.pulse_exchange(run, 1), TO_OTHERS, b"!"),
+    "declare a queue for the other's heartbeats": lambda channel, run: channel.queue_declare(
+        keys.pulses(run, 1, "c0ffee"), exclusive=True
+    ),
     "publish into the inbox": lambda channel, run: channel.basic_publish("", keys.inbox(run, 1), b"!"),
     "publish into its own inbox": lambda channel, run: channel.basic_publish("", keys.inbox(run, 0), b"!"),
     "feed the other's exchange": lambda channel, run: channel.exchange_bind(

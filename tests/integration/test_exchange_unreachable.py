@@ -12,7 +12,7 @@ import pytest
 from contract.clock import SystemClock
 from contract.errors import BrokerUnavailable
 from peer_agent.exchange import RabbitMqExchange
-from peer_agent.exchange.link import connection_parameters
+from peer_agent.exchange.connecting import connection_parameters
 from tests.fakes.certificates import self_signed
 
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from contract.errors import BrokerUnavailable, LocalStackError
-from infra.local import ministack, rabbitmq
-from infra.local.cloud import LocalCloud
+from infra.local import lambda_start, ministack, rabbitmq, unfinished
+from infra.local.cloud import S3_FOLDER, LocalCloud
 from infra.local.detached import State
 from infra.local.ports import free_ports
 from tests.processes import gone, mentioned, wait_for
@@ -265,7 +265,7 @@ def test_servers_go_with_a_killed_supervisor(tmp_path: Path) -> None:
     processes = supervisor.children(recursive=True)
     state = State.read(tmp_path)
     assert state is not None
-    os.kill(state.pids[ministack.NAME], signal.SIGKILL)
+    os.kill(state.pids[lambda_start.NAME], signal.SIGKILL)  # the one whose functions would be lost: it is not mended
     wait_for(lambda: LocalCloud.status(tmp_path)["state"] == "failed")
     with pytest.raises(LocalStackError, match=r"does not answer.*peerless local down"):
         LocalCloud.up(tmp_path)
@@ -273,6 +273,34 @@ def test_servers_go_with_a_killed_supervisor(tmp_path: Path) -> None:
     wait_for(lambda: gone([supervisor, *processes]))
     assert LocalCloud.status(tmp_path)["state"] == "stopped"
     assert LocalCloud.down(tmp_path)["state"] == "stopped"
+
+
+@pytest.mark.usefixtures("given_broker")
+def test_detached_servers_are_mended_and_keep_the_buckets_of_unfinished_runs(tmp_path: Path) -> None:
+    LocalCloud.up(tmp_path)
+    try:
+        cloud, notes, restored = LocalCloud.attach(tmp_path), list[str](), list[str]()
+        assert cloud.mend(notes.append, restored.append) == []
+        s3 = cloud.client("s3")
+        for bucket in ("finished", "unfinished"):
+            s3.create_bucket(Bucket=bucket)
+            s3.put_object(Bucket=bucket, Key="a", Body=bucket.encode())
+        unfinished.note(tmp_path, "run-1", ["unfinished"])
+        state = State.read(tmp_path)
+        assert state is not None
+        os.kill(state.pids[ministack.NAME], signal.SIGKILL)
+        wait_for(lambda: cloud.mend(notes.append, restored.append) == [] and restored == [ministack.NAME])
+        assert notes == ["MiniStack was started again"]
+        assert s3.get_object(Bucket="finished", Key="a")["Body"].read() == b"finished"
+        LocalCloud.down(tmp_path)
+        LocalCloud.up(tmp_path)
+        s3 = LocalCloud.attach(tmp_path).client("s3")
+        assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["unfinished"]
+        assert s3.get_object(Bucket="unfinished", Key="a")["Body"].read() == b"unfinished"
+        unfinished.forget(tmp_path, "run-1")
+    finally:
+        LocalCloud.down(tmp_path)
+    assert not (tmp_path / S3_FOLDER).exists()
 
 
 def test_what_detached_servers_meet_is_told_as_if_they_were_not(

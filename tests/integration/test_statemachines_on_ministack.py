@@ -56,7 +56,7 @@ class Cloud:
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     folder = tmp_path_factory.mktemp("cloud")
     port_file = folder / "lambda.json"
-    server = ministack.start(folder, folder / "ministack.log", Starting())
+    server = ministack.start(folder, folder / "ministack.log", Starting(), folder / "data")
     command = [sys.executable, "-m", "infra.local.lambda_service", "--port-file", str(port_file)]
     lambdas = Child.start("lambda", command, log_path=folder / "lambda.log", cwd=ROOT)
     clients: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from tests.fakes.store_contract import BUCKETS, StoreContract, StoreRaces
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ministack")
-    server = ministack.start(folder, folder / "log", Starting())
+    server = ministack.start(folder, folder / "log", Starting(), folder / "data")
     try:
         yield server.endpoint_url
     finally:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from secrets import token_hex
 
 import pytest
 
 from contract import keys
 from infra.amazon_mq import rabbitmq_conf, rights, user_name
 from infra.local import rabbitmq
-from peer_agent.exchange.inboxes import MAX_MESSAGE_BYTES
-from peer_agent.exchange.link import HEARTBEAT_SECONDS
+from peer_agent.exchange.connecting import HEARTBEAT_SECONDS
+from peer_agent.exchange.inboxes import MAX_MESSAGE_BYTES, inboxes
 
 RUNS = ("demo-20260102", "a", "A_b-9", "x" * 63)
 
@@ -18,13 +19,16 @@ RUNS = ("demo-20260102", "a", "A_b-9", "x" * 63)
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("rank", [0, 1, 9, 10, 149])
 def test_a_peer_may_use_what_it_declares(run: str, rank: int) -> None:
-    own, inbox = keys.peer_exchange(run, rank), keys.inbox(run, rank)
-    may = rights(rank)
-    assert all(re.search(may.configure, keys.peer_exchange(run, other)) for other in range(150))
-    assert all(re.search(may.read, keys.peer_exchange(run, other)) for other in range(150))
+    """Every exchange of its declaration, also one of a rank beyond those at the start, and its own queues."""
+    may, declared = rights(rank), inboxes(run, rank, 150, token_hex(6), later=[2_000])
+    for exchange in (*declared.senders, *declared.pulse_senders):
+        assert re.search(may.configure, exchange)
+        assert re.search(may.read, exchange)
     for pattern in (may.configure, may.read, may.write):
-        assert re.search(pattern, inbox)
-    assert re.search(may.write, own)
+        assert re.search(pattern, declared.inbox.name)
+        assert re.search(pattern, declared.pulses.name)
+    assert re.search(may.write, declared.own_exchange)
+    assert re.search(may.write, declared.own_pulse)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 14, 100])
@@ -32,12 +36,23 @@ def test_it_may_touch_no_other_inbox_and_write_to_no_other_exchange(rank: int) -
     may = rights(rank)
     for other in set(range(150)) - {rank}:
         assert not re.search(may.write, keys.peer_exchange("run", other))
-        assert not any(re.search(p, keys.inbox("run", other)) for p in (may.configure, may.read, may.write))
+        assert not re.search(may.write, keys.pulse_exchange("run", other))
+        for queue in (keys.inbox("run", other), keys.pulses("run", other, "c0ffee")):
+            assert not any(re.search(p, queue) for p in (may.configure, may.read, may.write))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "amq.default", "amq.topic", "peerless.run.inbox.1.more", "peerless.a.b.inbox.1", "not.peerless.run.inbox.1"],
+    [
+        "",
+        "amq.default",
+        "amq.topic",
+        "peerless.run.inbox.1.more",
+        "peerless.run.pulses.1",
+        "peerless.run.pulses.1.c0ffee.more",
+        "peerless.a.b.inbox.1",
+        "not.peerless.run.inbox.1",
+    ],
 )
 def test_no_other_name_is_anybody_s(name: str) -> None:
     assert not any(re.search(p, name) for p in (rights(1).configure, rights(1).read, rights(1).write))

@@ -21,7 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "statemachines": {"contract.errors"},
     "contract": set(),
     "qsgd_compress": set(),
-    "benchmarks": {"peerless", "infra", "statemachines", "contract"},
+    # Peers of its own: real ones whose gradients are given, and the protocol's state machine without any I/O.
+    "benchmarks": {"peerless", "infra", "statemachines", "contract", "peer_agent"},
 }
 #: What is nobody's to import, so that nothing that ships depends on it.
 NOBODYS = {"tests", "benchmarks", "examples"}
@@ -45,6 +46,7 @@ PORTS: dict[str, tuple[str, ...]] = {
     "boto3": AWS_CLIENTS,
     "botocore": AWS_CLIENTS,
     "pika": ("peer_agent/exchange/",),
+    "cryptography": ("contract/signing.py",),
     "qsgd_compress": ("contract/codec.py", "benchmarks/codec.py", "vendor/qsgd_compress/"),
     "pickle": (),
     "cloudpickle": (),
@@ -143,6 +145,7 @@ def test_a_permission_is_used(library: str, place: str) -> None:
         ("import boto3", "peer_agent/runner.py"),
         ("from botocore.exceptions import ClientError", "lambdas/gradient_worker/handler.py"),
         ("import qsgd_compress", "peer_agent/update.py"),
+        ("from cryptography.hazmat.primitives import hashes", "peer_agent/keyring.py"),
     ],
 )
 def test_a_wrong_import_is_found(source: str, path: str) -> None:

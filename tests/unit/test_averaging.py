@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
 from typing import Any
 
@@ -182,6 +183,39 @@ def test_contributions_of_another_size_are_refused() -> None:
         _add(mean, 5, payload=bytes(4 * LAYOUT.elements - 4))
     with pytest.raises(WeightsMismatch, match="buffers lack wide"):
         _add(mean, 5, buffers={name: value for name, value in buffers().items() if name != "wide"})
+
+
+def test_a_scale_changes_the_gradient_and_neither_weight_nor_buffers() -> None:
+    made, own = gradients(2), buffers(mean=(1.0, 2.0))
+    mean, scaled = WeightedMean(LAYOUT, 8), WeightedMean(LAYOUT, 8)
+    for samples, gradient, scale in ((5, made[0], 0.5), (3, made[1], 1.0)):
+        mean.add(codec("none").encode(gradient * np.float32(scale), 0), codec("none"), own, samples)
+        scaled.add(codec("none").encode(gradient, 0), codec("none"), own, samples, scale)
+    (expected, _), (got, after) = mean.result(buffers()), scaled.result(buffers())
+    assert got.tobytes() == expected.tobytes()  # a half is exact
+    assert after["mean"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("none", "be5986fb1f8b9ffc387cec769334381ed26576037856c1fece402917a81ce798"),
+        ("fp16", "75ac59770a9eee31b6474bde1b83b15d536c87c4625f00759fb3572283c56ed0"),
+        ("qsgd8", "0e053a1447f7b04f497cfc7bfd35cd4089c06b51cf65d0277209caa13c854c37"),
+        ("qsgd4", "0cae6191dad331d1d9e1132a059a62e9012d477b03316da1b3f26c857982de0c"),
+    ],
+)
+def test_the_bits_of_the_mean_do_not_change(name: str, sha256: str) -> None:
+    """Golden: a run that is repeated with a later release ends with the same weights (invariant 8)."""
+    samples = (128, 37, 1, 96)
+    layout = Layout((Entry("w", (3000,)),), (Entry("mean", (5,)),))
+    mean = WeightedMean(layout, sum(samples))
+    for k, count in enumerate(samples):
+        values = ((np.arange(3005) * 7919 + k * 104_729) % 20_011 - 10_005) / 977
+        gradient, own = values[:3000].astype(np.float32), {"mean": values[3000:].astype(np.float32)}
+        mean.add(codec(name).encode(gradient, k), codec(name), own, count)
+    gradient, after = mean.result({"mean": np.zeros(5, np.float32)})
+    assert hashlib.sha256(gradient.tobytes() + after["mean"].tobytes()).hexdigest() == sha256
 
 
 def test_memory_does_not_grow_with_contributions() -> None:

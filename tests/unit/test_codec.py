@@ -66,6 +66,13 @@ def test_size_and_error_are_as_promised(
     assert np.linalg.norm(back - x) <= error * np.linalg.norm(x)
 
 
+@pytest.mark.parametrize("size", [*SIZES, 63, 64, 65, 127, 128, 129, 1_023, 1_025])
+@pytest.mark.parametrize("tested", ALL, ids=name_of)
+def test_the_length_of_a_payload_is_known_before(tested: GradientCodec, size: int) -> None:
+    assert len(tested.encode(gradient(size), seed=7)) == tested.encoded_bytes(size)
+    assert len(tested.encode(np.zeros(size, np.float32), seed=7)) == tested.encoded_bytes(size)
+
+
 @pytest.mark.parametrize("tested", ALL, ids=name_of)
 def test_the_same_seed_gives_the_same_bytes(tested: GradientCodec) -> None:
     x = gradient(700)

@@ -93,6 +93,25 @@ def test_state_goes_there_and_back_and_belongs_to_nobody_else() -> None:
     assert second.encode(gradient(1), seed=1) == codec("qsgd4").encode(gradient(1), seed=1)
 
 
+def test_a_gradient_that_the_state_includes_is_not_added_again() -> None:
+    """The round that was under way when the state was taken is computed again, from the same weights."""
+    whole, resumed = (ErrorFeedback(codec("qsgd4"), N) for _ in range(2))
+    whole.taken(whole.encode(gradient(0), seed=0))
+    payload = whole.encode(gradient(1), seed=1)
+    resumed.load(whole.state, includes_next=True)
+    assert resumed.encode(gradient(1), seed=1) == payload
+    for each in (whole, resumed):
+        each.taken(payload)
+    assert resumed.encode(gradient(2), seed=2) == whole.encode(gradient(2), seed=2), "that counts once"
+    resumed.load(np.zeros(N, np.float32), includes_next=True)
+    assert resumed.encode(gradient(1), seed=1) == codec("qsgd4").encode(np.zeros(N, np.float32), seed=1)
+    for forget in (resumed.forget, lambda: resumed.load(np.zeros(N, np.float32))):
+        resumed.load(whole.state, includes_next=True)
+        forget()
+        assert not resumed.state.any()
+        assert resumed.encode(gradient(1), seed=1) == codec("qsgd4").encode(gradient(1), seed=1)
+
+
 def test_the_given_gradient_is_left_alone() -> None:
     feedback, x = ErrorFeedback(codec("qsgd4"), N), gradient(0)
     feedback.taken(feedback.encode(x, seed=0))

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peerless.launch.follow import BROKEN_SECONDS, EventTail, follow, rounds_told
+from peerless.launch.follow import BROKEN_SECONDS, EventTail, Told, follow
 from tests.fakes.clock import FakeClock
-
-
-@dataclass
-class FakeChild:
-    """A process that ends with the given statuses, one per look."""
-
-    statuses: list[int | None]
-    log: str = ""
-    terminated: bool = False
-    killed: bool = False
-
-    def poll(self) -> int | None:
-        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-
-    def terminate(self) -> None:
-        self.terminated = True
-        if self.statuses[0] is None:
-            self.statuses = [0]
-
-    def kill(self) -> None:
-        self.killed, self.statuses = True, [137]
-
-    def log_tail(self) -> str:
-        return self.log
+from tests.fakes.crew import FakeChild, crew_of
 
 
 @dataclass
@@ -58,6 +36,20 @@ def look() -> str | None:
     return None
 
 
+def followed(
+    children: list[FakeChild],
+    path: Path,
+    seen: Recorder | None = None,
+    clock: FakeClock | None = None,
+    wanted: Callable[[], bool] = bool,
+    look: Callable[[], str | None] = look,
+) -> str | None:
+    """Follow peers that are not started again."""
+    clock = clock or FakeClock()
+    crew = crew_of([[child] for child in children], clock=clock)
+    return follow(crew, EventTail(path), seen or Recorder(), clock, wanted, look)
+
+
 def write(path: Path, *events: dict[str, Any]) -> None:
     with open(path, "a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
@@ -79,7 +71,7 @@ def test_a_run_that_goes_well_has_no_failure(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", Recorder()
     write(path, {"event": "round_started", "rank": 0})
     children = [FakeChild([None, 0]), FakeChild([None, None, 0])]
-    assert follow(children, path, seen, FakeClock(), bool, look) is None  # type: ignore[arg-type]
+    assert followed(children, path, seen) is None
     assert [event["event"] for event in seen.events] == ["round_started"]
     assert not any(child.terminated for child in children)
 
@@ -88,7 +80,7 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
     path = tmp_path / "events.jsonl"
     write(path, {"event": "failed", "rank": 1, "error": "batch 3: too hot"})
     children = [FakeChild([None]), FakeChild([1])]
-    assert follow(children, path, Recorder(), FakeClock(), bool, look) == "peer 1: batch 3: too hot"  # type: ignore[arg-type]
+    assert followed(children, path) == "peer 1: batch 3: too hot"
     assert children[0].terminated
 
 
@@ -100,15 +92,15 @@ def test_the_first_failure_is_told_and_the_others_are_asked_to_end(tmp_path: Pat
     ],
 )
 def test_a_peer_that_cannot_tell_is_told_about(tmp_path: Path, status: int, log: str, sentence: str) -> None:
-    children = [FakeChild([None]), FakeChild([None, status], log)]
-    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), bool, look) == sentence  # type: ignore[arg-type]
-    assert children[0].terminated
+    children = [FakeChild([None, None, 137 if status > 128 else None]), FakeChild([None, status], log)]
+    assert followed(children, tmp_path / "none") == sentence
+    assert children[0].terminated == (status == 1), "the others can do without one that died"
 
 
 def test_an_end_that_is_wanted_is_an_orderly_one(tmp_path: Path) -> None:
     children, seen = [FakeChild([None]), FakeChild([None])], Recorder()
     wishes = iter([False, True, True])
-    ended = follow(children, tmp_path / "none", seen, FakeClock(), lambda: next(wishes), look)  # type: ignore[arg-type]
+    ended = followed(children, tmp_path / "none", seen, wanted=lambda: next(wishes))
     assert ended is None
     assert all(child.terminated for child in children)
     assert seen.notes == ["ending after this round; Ctrl-C again stops at once"]
@@ -118,7 +110,7 @@ def test_peers_whose_server_is_gone_are_killed_after_a_few_seconds(tmp_path: Pat
     clock, stubborn, told = FakeClock(), FakeChild([None]), "MiniStack ended with status 137"
     stubborn.terminate = lambda: None  # type: ignore[method-assign]
     began = clock.monotonic()
-    assert follow([stubborn], tmp_path / "none", Recorder(), clock, bool, lambda: told) == told  # type: ignore[list-item]
+    assert followed([stubborn], tmp_path / "none", clock=clock, look=lambda: told) == told
     assert stubborn.killed
     assert BROKEN_SECONDS <= clock.monotonic() - began < BROKEN_SECONDS + 1
 
@@ -129,12 +121,7 @@ def test_a_peer_that_ends_before_it_has_begun_because_it_was_asked_to_has_not_fa
 ) -> None:
     early = FakeChild([None])
     early.terminate = lambda: early.statuses.__setitem__(0, status)  # type: ignore[method-assign]
-    children = [early, FakeChild([None])]
-    assert follow(children, tmp_path / "none", Recorder(), FakeClock(), lambda: True, look) is None  # type: ignore[arg-type]
-    killed = [early, FakeChild([137])]
-    early.statuses = [None]
-    told = follow(killed, tmp_path / "none", Recorder(), FakeClock(), bool, look)  # type: ignore[arg-type]
-    assert told == "peer 1 was killed by signal 9; its log is empty"
+    assert followed([early, FakeChild([None])], tmp_path / "none", wanted=lambda: True) is None
 
 
 def test_an_interrupt_passes_through(tmp_path: Path) -> None:
@@ -142,12 +129,27 @@ def test_an_interrupt_passes_through(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        follow([FakeChild([None])], tmp_path / "none", Recorder(), FakeClock(), at_once, look)  # type: ignore[list-item]
+        followed([FakeChild([None])], tmp_path / "none", wanted=at_once)
 
 
-def test_the_rounds_that_events_tell_of(tmp_path: Path) -> None:
+def test_a_run_that_is_taken_up_again_does_not_hear_of_its_earlier_failure(tmp_path: Path) -> None:
+    path, seen = tmp_path / "events.jsonl", Recorder()
+    write(path, {"event": "failed", "rank": 1, "error": "batch 3: too hot"})
+    tail = EventTail(path, from_now=True)
+    write(path, {"event": "round_started", "rank": 0})
+    clock = FakeClock()
+    assert follow(crew_of([[FakeChild([None, 0])]], clock=clock), tail, seen, clock, bool, look) is None
+    assert [event["event"] for event in seen.events] == ["round_started"]
+
+
+def test_what_events_tell_beside_the_reports(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    assert rounds_told(path) == 0
+    assert Told.of(path) == Told()
     write(path, {"event": "commit", "round": 4, "rank": 0}, {"event": "commit", "round": 3, "rank": 1})
     write(path, {"event": "round_started", "round": 5, "rank": 0})
-    assert rounds_told(path) == 5
+    write(path, *[{"event": "peer_restarted", "round": None, "rank": 1, "reason": "was killed by signal 9"}] * 2)
+    write(path, *({"event": "instance_started", "rank": 2, "attempt": attempt} for attempt in (1, 2)))
+    rejected = {"event": "frame_rejected", "round": 2, "sender": 3}
+    write(path, *({**rejected, "rank": rank, "reason": "signature"} for rank in (0, 1)))
+    write(path, {**rejected, "rank": 0, "reason": "stale"}, {**rejected, "rank": 0, "reason": "run", "sender": None})
+    assert Told.of(path) == Told(rounds=5, restarts={1: 2, 2: 1}, rejected={3: {"signature": 2, "stale": 1}})

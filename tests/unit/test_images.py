@@ -81,6 +81,9 @@ def test_a_context_holds_everything_of_ours_that_it_imports(image: Image, tmp_pa
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ours:
                 module = app / node.module.replace(".", "/")
                 assert module.with_suffix(".py").exists() or (module / "__init__.py").exists(), (path, node.module)
+    for name in image.left_out:
+        assert (ROOT / name).is_file(), name
+        assert not (app / name).exists(), name
     for module in image.modules:
         assert (app / module.replace(".", "/")).with_suffix(".py").exists(), module
 
@@ -274,7 +277,7 @@ def test_both_locks_agree() -> None:
     """Peers and workers compute the same gradients, so they have the same libraries."""
     worker, peer = locks.pins(WORKER.lock), locks.pins(PEER.lock)
     assert {name: worker[name] for name in worker} == {name: peer[name] for name in worker}
-    assert set(peer) - set(worker) == {"pika", "psutil"}
+    assert set(peer) - set(worker) == {"pika", "psutil", "cryptography", "cffi", "pycparser"}
 
 
 def test_an_import_that_nothing_declares_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

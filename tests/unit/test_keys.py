@@ -19,6 +19,10 @@ def test_every_place_of_a_run_is_a_different_object() -> None:
         PLACES.weights("b" * 64),
         *(PLACES.commit(round) for round in range(3)),
         *(PLACES.result(round) for round in range(3)),
+        *(maker(round) for round in range(3) for maker in (PLACES.checkpoint, PLACES.checkpoint_common)),
+        *(PLACES.checkpoint_own(t, r, i) for t in range(3) for r in range(2) for i in range(2)),
+        *(PLACES.shard(t, i) for t in range(3) for i in range(2)),
+        *(PLACES.alive(rank) for rank in range(2)),
         *(maker(rank) for rank in range(2) for maker in (PLACES.member, PLACES.report, PLACES.manifest)),
         *(PLACES.contribution(t, r, i) for t in range(3) for r in range(2) for i in range(2)),
         *(PLACES.items(r, t, i) for t in range(3) for r in range(2) for i in range(2)),
@@ -45,6 +49,36 @@ def test_a_contributions_key_says_whose_it_is() -> None:
     for key in (PLACES.commit(0).key, PLACES.contributions().key, PLACES.contribution(1, 2, 3).key + "x"):
         with pytest.raises(CorruptObject, match="no place of a contribution"):
             PLACES.parse_contribution(key)
+
+
+def test_states_of_checkpoints_say_their_round_and_whose_they_are() -> None:
+    states = [PLACES.checkpoint_common(20), PLACES.checkpoint_own(20, 1, 3)]
+    assert all(place.key.startswith(PLACES.checkpoint_states(20).key) for place in states)
+    assert PLACES.checkpoint_states(20).key.startswith(PLACES.checkpoint_states().key)
+    assert [PLACES.parse_own(place.key) for place in states] == [None, (20, 1, 3)]
+    assert [PLACES.round_of(place.key, PLACES.checkpoint_states()) for place in states] == [20, 20]
+
+
+def test_keys_of_rounds_are_found_by_their_prefix() -> None:
+    for place, prefix in (
+        (PLACES.commit(12), PLACES.commits()),
+        (PLACES.result(12), PLACES.results()),
+        (PLACES.contribution(12, 3, 4), PLACES.contributions()),
+        (PLACES.shard(12, 3), PLACES.shards()),
+    ):
+        assert PLACES.round_of(place.key, prefix) == 12
+        assert (prefix.bucket, prefix.owner) == (place.bucket, place.owner)
+        for key in (prefix.key, prefix.key + "x", place.key.replace("12", "x"), PLACES.spec().key, "000012.json"):
+            with pytest.raises(CorruptObject, match="the place of no round"):
+                PLACES.round_of(key, prefix)
+
+
+def test_another_run_lies_in_the_same_buckets_under_its_own_name() -> None:
+    other = PLACES.of_run("mnist-2")
+    assert other.commit(3) == Place("runs", "runs/mnist-2/commits/000003.json", "123456789012")
+    assert other.of_run("mnist-1") == PLACES
+    with pytest.raises(ValueError, match="run name"):
+        PLACES.of_run("../mnist-1")
 
 
 def test_chunks_of_events_come_in_the_order_of_time() -> None:

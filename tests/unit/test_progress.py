@@ -68,6 +68,25 @@ def test_faults_are_told() -> None:
     ]
 
 
+def test_who_takes_part_is_told_once_however_many_peers_tell_it() -> None:
+    told = [
+        event("peer_restarted", 1, None, reason="was killed by signal 9", attempt=1),  # type: ignore[arg-type]
+        *(event("waiting", rank, 4, seconds=5.2, **{"for": [1, 2]}) for rank in (0, 3)),
+        *(event("member_dropped", rank, 4, member=1, reason="silent") for rank in (0, 3)),
+        *(event("member_joined", rank, 6, member=1, incarnation=2) for rank in (0, 3)),
+        event("peer_excluded", 0, 7, member=2, reason="3 frames that do not decode"),
+        event("resumed", 0, 8),
+    ]
+    assert lines(*told) == [
+        "peer 1 was killed by signal 9; started again",
+        "waiting for 5 s for peer 1, 2",
+        "round 5: peer 1 was dropped (silent)",
+        "round 7: peer 1 takes part (incarnation 2)",
+        "round 8: peer 2 was excluded: 3 frames that do not decode",
+        "going on with round 9",
+    ]
+
+
 def test_bars_show_rounds_loss_and_validation_per_peer() -> None:
     text = io.StringIO()
     with Bars(Console(file=text, width=160, force_terminal=True)) as view:

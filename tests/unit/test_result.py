@@ -8,6 +8,7 @@ import pytest
 
 from contract.config import RunConfig
 from contract.records import PeerReport
+from peerless.launch.follow import Told
 from peerless.launch.result import SavedModel, mean_stages, summarise
 
 
@@ -36,7 +37,11 @@ def report(rank: int, **changes: Any) -> PeerReport:
 
 
 def summary(
-    reports: list[PeerReport], error: str | None = None, model: SavedModel | None = None, interrupted: bool = False
+    reports: list[PeerReport],
+    error: str | None = None,
+    model: SavedModel | None = None,
+    interrupted: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
     return summarise(
         run="r",
@@ -44,7 +49,7 @@ def summary(
         reports=reports,
         model=model,
         counters={},
-        rounds_told=3,
+        **{"told": Told(rounds=3), **more},
         peak_memory_bytes=7,
         seconds_total=9.0,
         error=error,
@@ -96,3 +101,22 @@ def test_nothing_is_invented_where_nothing_was_measured() -> None:
 
 def test_stages_are_means_over_peers_and_the_largest_peak() -> None:
     assert mean_stages([report(0), report(1)]) == {"compute": {"seconds": pytest.approx(3.0), "peak_bytes": 100.0}}
+
+
+def test_a_run_that_was_taken_up_again_is_told_as_a_whole() -> None:
+    before = [report(0, run="r", rounds=4), report(1, run="r", rounds=4)]
+    made = summary([report(0, run="r-r2"), report(1, run="r-r2")], earlier=before, parts=2, resume="resume it")
+    assert (made["parts"], made["rounds"], made["lambda_invocations"]) == (2, 10, 80)
+    assert made["bytes_sent"] == {"0": 200, "1": 202}
+    assert made["seconds_training"] == 6.0 + 6.0
+    assert made["resume"] is None, "it is finished"
+    assert summary(before, interrupted=True, resume="resume it")["resume"] is None
+    assert summary([], interrupted=True, resume="resume it")["resume"] == "resume it"
+    assert summary(before, error="it burnt", resume="resume it")["resume"] == "resume it"
+
+
+def test_restarts_and_rejections_come_from_the_events() -> None:
+    told = Told(rounds=10, restarts={1: 2}, rejected={0: {"signature": 3}})
+    made = summary([report(0), report(1)], told=told)
+    assert (made["restarts"], made["peers_lost"]) == ({"1": 2}, 0)
+    assert made["rejected_by_sender"] == {"0": {"signature": 3}}

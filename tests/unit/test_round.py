@@ -31,7 +31,8 @@ from tests.fakes.round_events import (
 
 def test_a_peer_looks_for_the_others_and_computes_once_all_are_seen() -> None:
     peer = machine(rank=1)
-    assert peer.handle(s.Started()) == [s.FindMembers((0, 2))]
+    assert peer.handle(s.Started()) == [s.CatchUp()]
+    assert peer.handle(s.CaughtUp(0, W0, None)) == [s.FindMembers((0, 2))]
     assert peer.handle(s.MemberSeen(claim(2))) == []
     assert peer.handle(s.MemberSeen(claim(2))) == []
     assert peer.handle(s.MemberSeen(claim(0, incarnation=3))) == [s.Compute(0, W0, validate=False)]
@@ -40,7 +41,7 @@ def test_a_peer_looks_for_the_others_and_computes_once_all_are_seen() -> None:
 
 def test_while_joining_looks_repeat_and_the_deadline_names_who_is_missing() -> None:
     peer = machine(rank=1)
-    peer.handle(s.Started())
+    peer.handle(s.CaughtUp(0, W0, None))
     peer.handle(s.MemberSeen(claim(0)))
     assert peer.handle(s.PollDue()) == [s.FindMembers((2,)), s.FindStop()]
     (fail,) = peer.handle(s.DeadlineReached(180.0))
@@ -51,20 +52,31 @@ def test_while_joining_looks_repeat_and_the_deadline_names_who_is_missing() -> N
 
 def test_a_stop_before_the_start_ends_at_once() -> None:
     peer = machine()
-    peer.handle(s.Started())
-    assert peer.handle(s.StopFound(stop())) == [s.Finish("interrupted")]
+    peer.handle(s.CaughtUp(0, W0, None))
+    assert peer.handle(s.StopFound(stop())) == [s.FindCommit(0)]
+    assert peer.handle(s.CommitMissing(0)) == [s.Finish("interrupted")]
     assert peer.handle(s.MemberSeen(claim(1))) == []
 
 
-def test_frames_that_come_before_the_others_are_known_are_kept_and_checked_later() -> None:
+def test_a_frame_that_comes_before_its_senders_claim_waits_for_it() -> None:
     peer = machine(rank=0)
-    peer.handle(s.Started())
+    peer.handle(s.CaughtUp(0, W0, None))
     early = header(1, incarnation=2)
-    assert peer.handle(s.FrameArrived(early, b"x", 1)) == [s.Hold(early, b"x", 1)]
+    assert peer.handle(s.FrameArrived(early, b"x", 1)) == [s.FindMembers((1,))]
+    assert peer.handle(s.MemberSeen(claim(1, incarnation=1))) == [s.FindMembers((1,))], "not that claim"
+    assert peer.handle(s.MemberSeen(claim(1, incarnation=2))) == [s.Hold(early, b"x", 1)]
     peer.handle(s.ContributionHeld(early))
-    peer.handle(s.MemberSeen(claim(1, incarnation=1)))
-    commands = peer.handle(s.MemberSeen(claim(2)))
-    assert commands == [s.Reject("incarnation", 1, 0), s.Compute(0, W0, False)]
+    assert peer.handle(s.MemberSeen(claim(2))) == [s.Compute(0, W0, False)]
+    assert set(peer.gathering.held) == {1}
+
+
+def test_a_frame_of_a_process_that_was_replaced_before_the_start_is_rejected() -> None:
+    peer = machine(rank=0)
+    peer.handle(s.CaughtUp(0, W0, None))
+    peer.handle(s.MemberSeen(claim(1)))
+    peer.handle(s.ContributionHeld(header(1)))
+    peer.handle(s.MemberSeen(claim(1, incarnation=2)))
+    assert peer.handle(s.MemberSeen(claim(2))) == [s.Reject("incarnation", 1, 0), s.Compute(0, W0, False)]
 
 
 def test_a_later_claim_on_the_own_rank_stops_this_process() -> None:
@@ -91,7 +103,7 @@ def test_a_later_claim_on_the_own_rank_stops_this_process() -> None:
         ({"base_round": 1}, "base_round"),
         ({"base_weights": W1}, "base_weights"),
         ({"rank": 7}, "member"),
-        ({"incarnation": 2}, "incarnation"),
+        ({"incarnation": 0}, "incarnation"),
         ({"round": 2, "base_round": 2}, "ahead"),
     ],
 )
@@ -133,7 +145,7 @@ def test_an_early_frame_of_the_next_round_counts_there_if_its_weights_fit() -> N
     applied(peer)
     commands = peer.handle(s.ResultFound(result()))
     assert s.Reject("base_weights", 2, 1) in commands
-    assert [m.rank for m in peer.absent] == [0, 2]
+    assert set(peer.gathering.held) == {1}
 
 
 def test_only_the_leader_commits_and_leadership_takes_turns() -> None:
@@ -178,7 +190,6 @@ def test_the_validator_takes_turns_and_validates_where_it_is_due() -> None:
 
 def test_a_commit_that_no_message_brought_is_looked_for_and_then_created_by_anyone() -> None:
     peer = joined(rank=0)
-    assert peer.handle(s.PollDue()) == [s.FindStop()]  # no commit can exist without the own contribution
     hold(peer, 0, 1)
     assert peer.handle(s.PollDue()) == [s.FindStop(), s.FindCommit(0)]
     assert peer.handle(s.CommitMissing(0)) == [s.FindContributions(0, (member(2),))]

@@ -54,9 +54,10 @@ def test_what_a_commit_lists_is_applied_only_if_it_fits(changes: dict[str, Any],
     peer = joined()
     hold(peer, 0, 1)
     peer.handle(s.CommitFound(commit()))
-    (fail,) = peer.handle(s.ContributionHeld(header(2, **{"base": W0, **changes})))
-    assert isinstance(fail, s.Fail)
-    assert str(fail.error) == f"commit 0 lists a contribution of peer 2 that does not fit: {reason}"
+    reject, apply = peer.handle(s.ContributionHeld(header(2, **{"base": W0, **changes})))
+    assert reject == s.Reject(reason, None, 0)
+    assert isinstance(apply, s.Apply)
+    assert [listed.rank for listed in apply.headers] == [0, 1], "what nobody can apply counts for nothing"
 
 
 def test_a_commit_from_other_weights_fails_the_peer() -> None:
@@ -65,7 +66,7 @@ def test_a_commit_from_other_weights_fails_the_peer() -> None:
     assert isinstance(fail.error, WeightsMismatch)
 
 
-def test_a_process_that_the_commit_leaves_out_stops() -> None:
+def test_a_process_whose_rank_the_commit_gives_to_another_stops() -> None:
     (fail,) = joined().handle(s.CommitFound(commit(members=(member(0, 2), member(1)))))
     assert isinstance(fail, s.Fail)
     assert isinstance(fail.error, Superseded)
@@ -198,17 +199,3 @@ def test_a_wish_to_end_becomes_a_stop_record_once() -> None:
     assert peer.handle(s.EndRequested("interrupted")) == [s.CreateStop("interrupted", 0)]
     peer.handle(s.StopFound(stop()))
     assert peer.handle(s.EndRequested("interrupted")) == []
-
-
-def test_deadlines_name_who_is_missing() -> None:
-    peer = joined()
-    hold(peer, 0)
-    (fail,) = peer.handle(s.DeadlineReached(600.0))
-    assert isinstance(fail, s.Fail)
-    assert str(fail.error) == "round 0: nothing from peers 1, 2 for 600 s"
-    peer = joined()
-    applied(peer)
-    (fail,) = peer.handle(s.DeadlineReached(600.0))
-    assert isinstance(fail, s.Fail)
-    assert str(fail.error) == "round 0: no result record for 600 s; its turn was rank 1's"
-    assert peer.handle(s.PollDue()) == []

@@ -16,7 +16,7 @@ from contract.errors import CorruptObject
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.prices import Prices
-from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
+from contract.runspec import Origin, RunSpec, ValidationSet, rounds_per_epoch
 
 
 def spec(batches: tuple[int, ...] = (5, 3), **settings: Any) -> RunSpec:
@@ -59,6 +59,20 @@ def test_prices_travel_and_a_specification_without_them_is_readable() -> None:
     assert RunSpec.from_json(json.dumps(value)) == spec()
 
 
+def test_a_run_that_goes_on_counts_on_and_a_specification_without_origin_is_readable() -> None:
+    resumed = dataclasses.replace(spec((6, 2), epochs=3), origin=Origin(run="mnist-0", round=4))
+    assert RunSpec.from_json(resumed.to_json()) == resumed
+    assert (resumed.first_round, resumed.rounds_limit) == (4, 9)
+    fresh = spec((6, 2), epochs=3)
+    assert [resumed.validation_number(round) for round in range(4, 10)] == [
+        fresh.validation_number(round) for round in range(4, 10)
+    ]
+    value = json.loads(spec().to_json())
+    assert value.pop("origin") is None
+    assert RunSpec.from_json(json.dumps(value)) == spec()
+    assert spec().first_round == 0
+
+
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
 def test_a_price_is_a_number_of_dollars(wrong: float) -> None:
     with pytest.raises(ValueError, match="price transition_usd"):
@@ -79,6 +93,10 @@ def test_a_price_is_a_number_of_dollars(wrong: float) -> None:
         ({"samples": [1, "2"]}, r"samples\[1\] is str"),
         ({"validation": {"sha256": "x"}}, "validation lacks the field 'samples'"),
         ({"model": {"name": "cnn", "classes": 0, "channels": 1, "image_size": 28}}, "must be at least 1"),
+        ({"origin": {"run": "mnist-0"}}, "origin lacks the field 'round'"),
+        ({"origin": {"run": "mnist-0", "round": -1}}, "cannot go on from round -1"),
+        ({"origin": {"run": "../mnist", "round": 1}}, "run name"),
+        ({"origin": {"run": "mnist-1", "round": 1}}, "cannot go on from itself"),
         ({"surplus": 1}, "unknown field 'surplus'"),
         ({"prices": {"run_usd_per_hour": 1}}, "prices lacks the field 'lambda_usd_per_gb_second'"),
     ],

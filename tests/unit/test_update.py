@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from contract import wire
 from contract.codec import codec
-from contract.config import OptimizerConfig
+from contract.config import AggregationConfig, OptimizerConfig
 from contract.errors import CorruptObject
 from contract.tensors import Buffers, Layout, flatten, load, pack_buffers, read_buffers, weights_hash
 from contract.wire import Frame, FrameHeader, Kind
@@ -179,3 +180,35 @@ def test_samples_that_do_not_add_up_change_nothing() -> None:
     with pytest.raises(CorruptObject):
         update.step([one.header, one.header], [one])
     assert weights_hash(layout, update.flat, update.buffers) == kept
+
+
+def test_a_robust_step_ignores_one_that_sends_anything_and_leaves_nothing_on_disk(tmp_path: Path) -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    base = read_buffers(plain, layout)
+    config = AggregationConfig(name="median", byzantine=1)
+    update = Update(layout, flatten(plain, layout), base, OptimizerConfig(lr=0.5, momentum=0.0), config, tmp_path)
+    evil = {name: np.asarray(value - 1000) for name, value in base.items()}
+    ones = np.ones(layout.elements, np.float32)
+    frames = [
+        frame(layout, ones, base, 1, 0), frame(layout, -1e30 * ones, evil, 2**40, 1), frame(layout, ones, base, 1, 2)
+    ]  # fmt: skip
+    start = update.flat
+    update.step([f.header for f in frames], frames)
+    np.testing.assert_array_equal(update.flat, start - np.float32(0.5))
+    for name, value in base.items():
+        np.testing.assert_array_equal(update.buffers[name], value)
+    assert update.note == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_contributions_for_the_strategy_are_told_once_per_step() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    config = AggregationConfig(name="krum", byzantine=1)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig(), config)
+    frames = [frame(layout, random_gradient(layout, rank), update.buffers, 1, rank) for rank in range(5)]
+    update.step([f.header for f in frames[:4]], frames[:4])
+    assert update.note == "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
+    update.step([f.header for f in frames], frames)
+    assert update.note == ""

@@ -155,7 +155,7 @@ HUGE = 2**64 - 1
         (0, "4s", b"PRL2"),
         (4, "B", 2),
         (5, "B", 0),
-        (5, "B", 4),
+        (5, "B", 5),
         (6, "H", 5),
         (6, "H", 0),
         (8, "I", 0),
@@ -304,7 +304,7 @@ headers = st.builds(
     codec=st.from_regex(r"[a-z0-9_]{1,32}", fullmatch=True),
     seed=u64,
     elements=u64,
-    extensions=st.lists(st.builds(Extension, st.integers(2, 65_535), st.just(False), st.binary(max_size=40))).map(
+    extensions=st.lists(st.builds(Extension, st.integers(3, 65_535), st.just(False), st.binary(max_size=40))).map(
         tuple
     ),
     signature=st.binary(min_size=64, max_size=64),
