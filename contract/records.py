@@ -224,13 +224,21 @@ class PeerReport(Record):
     """The same gradients as they went over the wire."""
     lambda_invocations: int
     state_machine_executions: int
-    frames_rejected: dict[str, int] = field(default_factory=dict)
-    """Frames that did not fit, by reason."""
+    frames_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Messages that did not fit: by sender (a rank, or `unknown`), then by reason."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """In how many rounds aggregation took nothing of a rank's contribution, by rank."""
+    clipped: dict[str, int] = field(default_factory=dict)
+    """In how many rounds it scaled a rank's gradient down, by rank."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """By stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
     estimated_usd: float | None = None
     """At most so much is this peer's share of the run's bill, in US dollars; None where no prices were known."""
     error: str | None = None
+
+    def rejected(self, reason: str) -> int:
+        """Messages rejected for this reason, over all senders."""
+        return sum(reasons.get(reason, 0) for reasons in self.frames_rejected.values())
 
 
 @dataclass(frozen=True, kw_only=True)

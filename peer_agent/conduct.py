@@ -35,6 +35,8 @@ EXCLUDED = "excluded"
 HEADER_OFFENCES = frozenset({"kind", "codec", "shape", "samples", "base_round", "oversized"})
 CONTENT = "content"
 EQUIVOCATION = "equivocation"
+#: Whom rejections are counted under that the broker names nobody for.
+UNKNOWN = "unknown"
 #: Longest header that evidence holds: room for the longest names and a table of 160 shards.
 MAX_HEADER_BYTES = 8_192
 #: So many offences are evidence enough, however high `trust.rejections` is: a commit record must stay small.
@@ -116,18 +118,11 @@ class Conduct:
                     left -= size
         return tuple(guilty[rank] for rank in sorted(guilty))
 
-    def by_reason(self) -> dict[str, int]:
-        """Rejections by reason, over all senders."""
-        total: Counter[str] = Counter()
-        for (_, reason), count in self.counts.items():
-            total[reason] += count
-        return dict(total)
-
     def by_sender(self) -> dict[str, dict[str, int]]:
-        """Rejections by sender, for people: rank or `unknown`, then reason."""
+        """Rejections by sender (rank or `unknown`), then by reason: what a report holds."""
         table: dict[str, dict[str, int]] = {}
         for (sender, reason), count in self.counts.items():
-            table.setdefault("unknown" if sender is None else str(sender), {})[reason] = count
+            table.setdefault(UNKNOWN if sender is None else str(sender), {})[reason] = count
         return table
 
     def _offence(self, reason: str, header: FrameHeader, other: FrameHeader | None) -> Offence | None:

@@ -192,9 +192,9 @@ class Runner:
         author = record.rank if isinstance(record, Member) else record.writer.rank
         if author != delivery.sender and not isinstance(record, Stop):
             return "sender"
-        if isinstance(record, Member):  # a greeting is a reason to look: what counts is the claim in S3
-            found = self.actions.trust.seek(record.rank)
-            return "missing" if found is None else s.MemberSeen(found)
+        if isinstance(record, Member):
+            claim = self.actions.trust.greeted(record)
+            return claim if isinstance(claim, str) else s.MemberSeen(claim)
         event: s.Event = event_class(record)
         return self.actions.trust.doubt(record) or event
 
@@ -281,7 +281,7 @@ class Runner:
             gradient_bytes_encoded=actions.contributions.encoded_bytes,
             lambda_invocations=actions.invocations,
             state_machine_executions=actions.executions,
-            frames_rejected=actions.trust.conduct.by_reason(),
+            frames_rejected=actions.trust.conduct.by_sender(),
             stages=self.ports.metrics.totals(),
             estimated_usd=actions.usd,
             error=error,

@@ -47,6 +47,21 @@ class Trust:
             return None
         return found
 
+    def greeted(self, greeting: Member) -> Member | str:
+        """The claim of whoever greets, or why its greeting is none.
+
+        A greeting is a reason to look: what counts is the claim in S3, which is read first, because a newer process's
+        key is known from it alone.
+        """
+        found = self.seek(greeting.rank)
+        if found is None:
+            return "missing"
+        verdict = self._check(greeting)
+        reason = "unknown_key" if isinstance(verdict, LookUp) else verdict
+        if reason is None and greeting.incarnation == found.incarnation and greeting != found:
+            reason = "conflict"
+        return reason or found
+
     def doubt(self, what: Signed | FrameHeader) -> str | None:
         """Why a record or a frame's header is not by the process whose name it bears, or None. May ask S3 for a key."""
         verdict = self._check(what)

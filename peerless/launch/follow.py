@@ -86,19 +86,21 @@ class Told:
     """Rounds that the peers have committed."""
     restarts: Mapping[int, int] = field(default_factory=dict)
     """How often each peer was started again, of those that were."""
-    rejected: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    """Frames that could not be used: by sender, then by reason, over all receivers."""
+    rejected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Messages that could not be used: by sender (a rank, or `unknown`), then by reason, over all receivers. A report
+    has what its own process rejected; these include what processes did that died."""
 
     @classmethod
     def of(cls, events: Path) -> Told:
         """Reads the file whole."""
-        rounds, restarts, rejected = 0, Counter[int](), dict[int, Counter[str]]()
+        rounds, restarts, rejected = 0, Counter[int](), dict[str, Counter[str]]()
         for event in EventTail(events).new():
             name, rank = event["event"], event["rank"]
             if name == "commit":
                 rounds = max(rounds, event["round"] + 1)
             elif name == "peer_restarted" or (name == "instance_started" and event.get("attempt", 1) > 1):
                 restarts[rank] += 1
-            elif name == "frame_rejected" and event.get("sender") is not None:
-                rejected.setdefault(event["sender"], Counter())[event["reason"]] += 1
+            elif name == "frame_rejected":
+                sender = "unknown" if event.get("sender") is None else str(event["sender"])
+                rejected.setdefault(sender, Counter())[event["reason"]] += 1
         return cls(rounds=rounds, restarts=restarts, rejected=rejected)

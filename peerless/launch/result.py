@@ -130,6 +130,7 @@ def summarise(
         "bytes_sent": _by_rank(every, lambda report: report.bytes_sent),
         "bytes_received": _by_rank(every, lambda report: report.bytes_received),
         "codec": config.exchange.codec,
+        "aggregation": config.aggregation.name,
         "compression_ratio": round(raw / encoded, 4) if encoded else None,
         "gradient_service": config.compute.service,
         "lambda_invocations": sum(report.lambda_invocations for report in every),
@@ -137,7 +138,9 @@ def summarise(
         "estimated_usd": round(sum(bills), 6) if bills else None,
         "lambda_service": counters,
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
-        "rejected_by_sender": {str(rank): dict(reasons) for rank, reasons in sorted(told.rejected.items())},
+        "rejected_by_sender": {sender: dict(reasons) for sender, reasons in sorted(told.rejected.items())},
+        "left_out": _rounds(every, lambda report: report.left_out),
+        "clipped": _rounds(every, lambda report: report.clipped),
         "stages": mean_stages(whole),
         "resume": resume if reason in UNFINISHED else None,
     }
@@ -215,6 +218,15 @@ def _by_rank(reports: Sequence[PeerReport], count: Callable[[PeerReport], int]) 
     for report in reports:
         total[str(report.rank)] += count(report)
     return dict(total)
+
+
+def _rounds(reports: Sequence[PeerReport], told: Callable[[PeerReport], dict[str, int]]) -> dict[str, int]:
+    """By rank, over the parts of a run: all tell the same of a round, so whoever saw the most rounds is believed."""
+    parts: dict[str, Counter[str]] = {}
+    for report in reports:
+        parts[report.run] = parts.get(report.run, Counter()) | Counter(told(report))
+    total = sum(parts.values(), Counter[str]())
+    return {rank: total[rank] for rank in sorted(total, key=int)}
 
 
 def mean_stages(reports: Sequence[PeerReport]) -> dict[str, dict[str, float]]:

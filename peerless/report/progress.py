@@ -131,7 +131,7 @@ class Bars:
 
 
 class _FirstOfItsKind:
-    """Lets a rejection pass once per sender and reason, which summary.json counts, and what all peers tell once."""
+    """Lets a rejection pass once per sender and reason, which summary.json counts, and once what all peers tell."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[Any, ...]] = set()
@@ -143,6 +143,8 @@ class _FirstOfItsKind:
             kind: tuple[Any, ...] = (event["event"], event["round"], *who)
         elif event["event"] == "frame_rejected":
             kind = (event["rank"], event.get("sender"), event.get("reason"))
+        elif event["event"] == "aggregated":
+            kind = (event["event"], event.get("note"))
         else:
             return True
         known = kind in self._seen
@@ -168,7 +170,10 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
     if name == "weights_adopted":
         return f"{peer}: round {event['round'] + 1}: its own weights differed; adopted the recorded ones"
     if name == "frame_rejected":
-        return f"{peer}: rejected a frame of peer {event.get('sender')}: {event.get('reason')}"
+        sender = "an unknown sender" if event.get("sender") is None else f"peer {event['sender']}"
+        return f"{peer}: rejected a message of {sender}: {event.get('reason')}"
+    if name == "aggregated" and event.get("note"):
+        return f"{peer}: {event['note']}"
     if name == "peer_restarted":
         return f"{peer} {event.get('reason')}; started again"
     if (line := _of_members(event)) is not None:

@@ -34,8 +34,11 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         "kept in": folder,
     }
     if summary.get("rejected_by_sender"):
-        counts = {rank: sum(reasons.values()) for rank, reasons in summary["rejected_by_sender"].items()}
-        rows["rejected"] = ", ".join(f"{count} frames of peer {rank}" for rank, count in counts.items())
+        rows["rejected"] = "; ".join(_rejected(*entry) for entry in summary["rejected_by_sender"].items())
+    for key, name in (("left_out", "left out"), ("clipped", "clipped")):
+        if summary.get(key):
+            rounds = [f"peer {rank} in {count} rounds" for rank, count in summary[key].items()]
+            rows[name] = f"by {summary['aggregation']}: {', '.join(rounds)}"
     if summary.get("resume"):
         rows["to go on"] = summary["resume"]
     if summary["peak_memory_bytes"] is not None:
@@ -45,6 +48,11 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     for name, value in rows.items():
         head.add_row(name, value)
     return Group(head, _stages(summary["stages"])) if summary["stages"] else head
+
+
+def _rejected(sender: str, reasons: Mapping[str, int]) -> str:
+    whose = "an unknown sender" if sender == "unknown" else f"peer {sender}"
+    return f"{sum(reasons.values())} of {whose} ({', '.join(f'{reason} {n}' for reason, n in reasons.items())})"
 
 
 def _restarted(summary: Mapping[str, Any]) -> str:

@@ -77,10 +77,10 @@ def test_frames_behind_the_bound_are_not_averaged_and_are_counted(tmp_path: Path
     assert max(age for event in averaged for age in event["staleness"]) == 2
     assert any(event["contributors"] == [0, 1] for event in averaged if event["rank"] == 0)
     assert any(2 in event["contributors"] for event in averaged if event["rank"] == 0)
-    assert cast.reports()[0].frames_rejected["stale"] >= 1
+    assert cast.reports()[0].frames_rejected["2"]["stale"] >= 1
     stale = [event for event in events(tmp_path, "frame_rejected") if event["reason"] == "stale"]
     assert {event["sender"] for event in stale} == {2}
-    assert len(stale) == sum(r.frames_rejected.get("stale", 0) for r in cast.reports())
+    assert len(stale) == sum(r.rejected("stale") for r in cast.reports())
     cast.close()
 
 

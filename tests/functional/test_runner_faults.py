@@ -11,10 +11,12 @@ import pytest
 
 from contract.errors import CorruptObject, GradientFailed, ObjectMissing, RunFailed, Superseded
 from contract.records import Result, Stop
+from contract.signing import SigningKey
 from contract.wire import decode_header
 from peer_agent import membership
 from peer_agent import signals as s
 from peer_agent.background import Finished
+from peer_agent.keyring import USE
 from tests.fakes.peers import Cast
 from tests.fakes.sync_runs import commits, configuration, events, exchange, play
 
@@ -163,10 +165,10 @@ def test_damaged_and_foreign_messages_are_counted_and_harmless() -> None:
     cast.play(each_turn=each)
     reports = cast.reports()
     assert {r.weights_sha256 for r in reports} == {plain}
-    assert [r.frames_rejected.get("corrupt", 0) for r in reports] == [2, 0, 2]
-    assert [r.frames_rejected.get("kind", 0) for r in reports] == [1, 0, 1]
-    assert [r.frames_rejected.get("run", 0) for r in reports] == [1, 0, 1]
-    assert [r.frames_rejected.get("stale", 0) for r in reports] == [0, 1, 1]
+    assert [r.frames_rejected.get("1", {}).get("corrupt", 0) for r in reports] == [2, 0, 2]
+    assert [r.frames_rejected.get("1", {}).get("kind", 0) for r in reports] == [1, 0, 1]
+    assert [r.frames_rejected.get("1", {}).get("run", 0) for r in reports] == [1, 0, 1]
+    assert [r.frames_rejected.get("0", {}).get("stale", 0) for r in reports] == [0, 1, 1]
     cast.close()
 
 
@@ -187,7 +189,36 @@ def test_nobody_speaks_in_another_s_name() -> None:
 
     cast.play(each_turn=each)
     assert {r.weights_sha256 for r in cast.reports()} == {plain}
-    assert [r.frames_rejected.get("sender", 0) for r in cast.reports()] == [3, 0, 3]
+    assert [r.frames_rejected for r in cast.reports()] == [{"1": {"sender": 3}}, {}, {"1": {"sender": 3}}]
+    cast.close()
+
+
+def test_a_forged_greeting_is_counted_under_whoever_sent_it(tmp_path: Path) -> None:
+    """Peer 1's own exchange is the way; the claims in S3 are what counts."""
+    plain = play().reports()[0].weights_sha256
+    cast = Cast(configuration(), (24, 24, 12), events=tmp_path / "events.jsonl")
+    forged: list[int] = []
+
+    def each(turn: int) -> None:
+        if not forged and min(peer.runner.machine.round for peer in cast.peers) == 2:
+            forged.append(turn)
+            genuine, stranger = cast.peers[1].actions.member, SigningKey.generate()
+            others = replace(genuine, public_keys={USE: stranger.public}, nonce="n", signature="")
+            greetings = (
+                replace(genuine, resources={"cores": 512}),  # altered
+                stranger.sign(others),  # in its place
+                stranger.sign(replace(others, incarnation=9)),  # after it
+                genuine,
+            )
+            for greeting in greetings:
+                cast.peers[1].exchange.inner.publish("hello", greeting.to_json())
+
+    cast.play(each_turn=each)
+    counted = {"signature": 1, "conflict": 1, "unknown_key": 1}
+    assert [r.frames_rejected for r in cast.reports()] == [{"1": counted}, {}, {"1": counted}]
+    assert {r.weights_sha256 for r in cast.reports()} == {plain}
+    told = [(e["rank"], e["sender"], e["reason"]) for e in events(tmp_path) if e["event"] == "frame_rejected"]
+    assert sorted(told) == sorted((rank, 1, reason) for rank in (0, 2) for reason in counted)
     cast.close()
 
 
@@ -207,7 +238,7 @@ def test_an_announcement_that_says_other_than_the_frame_in_s3_is_rejected() -> N
     honest.publish = exaggerate  # type: ignore[method-assign]
     cast.play()
     assert {r.weights_sha256 for r in cast.reports()} == {play(config).reports()[0].weights_sha256}
-    assert [r.frames_rejected for r in cast.reports()] == [{"signature": 2}, {"signature": 2}, {}]
+    assert [r.frames_rejected for r in cast.reports()] == [{"2": {"signature": 2}}] * 2 + [{}]
     cast.close()
 
 
@@ -275,6 +306,6 @@ def test_an_announced_frame_that_s3_does_not_hold_is_rejected_and_found_later() 
     cast.store.get = late  # type: ignore[method-assign]
     cast.play()
     assert failures == 2
-    assert sum(r.frames_rejected.get("missing", 0) for r in cast.reports()) == 2
+    assert sum(r.rejected("missing") for r in cast.reports()) == 2
     assert len({r.weights_sha256 for r in cast.reports()}) == 1
     cast.close()

@@ -49,10 +49,17 @@ def test_asynchronous_rounds_are_seen_too() -> None:
 
 def test_a_rejection_is_told_once_per_sender_and_reason() -> None:
     stale = event("frame_rejected", 0, 3, sender=1, reason="stale")
-    assert lines(stale, stale, {**stale, "reason": "corrupt"}) == [
-        "peer 0: rejected a frame of peer 1: stale",
-        "peer 0: rejected a frame of peer 1: corrupt",
+    assert lines(stale, stale, {**stale, "reason": "corrupt"}, {**stale, "sender": None}) == [
+        "peer 0: rejected a message of peer 1: stale",
+        "peer 0: rejected a message of peer 1: corrupt",
+        "peer 0: rejected a message of an unknown sender: stale",
     ]
+
+
+def test_what_an_aggregate_lacks_is_told_once_however_many_peers_and_rounds_tell_it() -> None:
+    note = "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
+    told = [event("aggregated", rank, round, note=note) for round in (1, 2) for rank in (0, 1)]
+    assert lines(*told, event("aggregated", 1, 3, left_out=[0], clipped=[], note="")) == [f"peer 0: {note}"]
 
 
 def test_faults_are_told() -> None:

@@ -49,7 +49,8 @@ REPORT = PeerReport(
     gradient_bytes_encoded=1,
     lambda_invocations=20,
     state_machine_executions=10,
-    frames_rejected={"stale": 1},
+    frames_rejected={"1": {"stale": 2}, "unknown": {"stale": 1, "run": 1}},
+    left_out={"3": 2},
     stages={"compute": {"seconds": 1.0, "cpu_percent": 50, "peak_bytes": 10}},
 )
 CURRENT = Current(run="mnist-1", created=1_700_000_000.5)

@@ -116,7 +116,13 @@ def test_a_run_that_was_taken_up_again_is_told_as_a_whole() -> None:
 
 
 def test_restarts_and_rejections_come_from_the_events() -> None:
-    told = Told(rounds=10, restarts={1: 2}, rejected={0: {"signature": 3}})
+    told = Told(rounds=10, restarts={1: 2}, rejected={"0": {"signature": 3}, "unknown": {"run": 1}})
     made = summary([report(0), report(1)], told=told)
     assert (made["restarts"], made["peers_lost"]) == ({"1": 2}, 0)
-    assert made["rejected_by_sender"] == {"0": {"signature": 3}}
+    assert made["rejected_by_sender"] == {"0": {"signature": 3}, "unknown": {"run": 1}}
+
+
+def test_who_was_left_out_is_told_by_whoever_saw_the_most_rounds_of_each_part() -> None:
+    parts = [report(0, run="r", left_out={"1": 4}), report(1, run="r", left_out={"1": 2, "10": 1}, clipped={"2": 3})]
+    made = summary([report(0, run="r-r2", left_out={"1": 1})], earlier=parts, parts=2)
+    assert (made["left_out"], made["clipped"]) == ({"1": 5, "10": 1}, {"2": 3})

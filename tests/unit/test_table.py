@@ -1,0 +1,48 @@
+"""What a person reads at the end of a run."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from contract.config import RunConfig
+from peerless.launch.follow import Told
+from peerless.launch.result import summarise
+from peerless.report.table import result_table
+from tests.unit.test_result import report
+
+
+def rows(told: Told, **changes: Any) -> dict[str, str]:
+    """First and second column for a run of which two peers report."""
+    summary = summarise(
+        run="r",
+        config=RunConfig.model_validate({"peers": 5, "aggregation": {"name": "krum"}}),
+        reports=[report(0, stages={}, **changes), report(1, stages={})],
+        model=None,
+        counters={},
+        told=told,
+        peak_memory_bytes=None,
+        seconds_total=9.0,
+        error=None,
+    )
+    text = io.StringIO()
+    Console(file=text, width=200).print(result_table(summary, "runs/r"))
+    cells = [line.strip("│┃ ").split("│") for line in text.getvalue().splitlines() if "│" in line]
+    return {row[0].strip(): row[1].strip() for row in cells if len(row) == 2}
+
+
+def test_what_was_rejected_is_told_by_sender_and_reason() -> None:
+    told = Told(rejected={"1": {"signature": 2, "stale": 1}, "unknown": {"run": 1}})
+    assert rows(told)["rejected"] == "3 of peer 1 (signature 2, stale 1); 1 of an unknown sender (run 1)"
+
+
+def test_whom_aggregation_left_out_or_clipped_is_told() -> None:
+    shown = rows(Told(), left_out={"1": 4, "3": 10}, clipped={"1": 2})
+    assert shown["left out"] == "by krum: peer 1 in 4 rounds, peer 3 in 10 rounds"
+    assert shown["clipped"] == "by krum: peer 1 in 2 rounds"
+
+
+def test_nothing_is_told_where_there_is_nothing_to_tell() -> None:
+    assert not rows(Told()).keys() & {"rejected", "left out", "clipped"}
