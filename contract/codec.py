@@ -59,6 +59,10 @@ class GradientCodec(Protocol):
         """The (expected_size,) values, in `out` where it is given. Raises CorruptObject."""
         ...
 
+    def check(self, blob: Blob, expected_size: int) -> None:
+        """Return where `decode` would give finite values, without making them. Raises CorruptObject."""
+        ...
+
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         """acc (n,) += weight * decode(blob, n), in float32 and without a decoded copy. Raises CorruptObject."""
         ...
@@ -95,6 +99,9 @@ class _Plain:
         _check_vector(out, "out", expected_size)
         out[:] = values
         return out
+
+    def check(self, blob: Blob, expected_size: int) -> None:
+        self._open(blob, expected_size)
 
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         _check_vector(acc, "acc")
@@ -141,6 +148,11 @@ class _Qsgd:
         with _our_errors():
             self._check_bits(blob)
             return qsgd_compress.decode(blob, expected_size, out)
+
+    def check(self, blob: Blob, expected_size: int) -> None:
+        with _our_errors():
+            self._check_bits(blob)
+            qsgd_compress.check(blob, expected_size)
 
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         with _our_errors():

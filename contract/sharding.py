@@ -80,11 +80,15 @@ class ShardedCodec:
         out[:] = values
         return out
 
+    def check(self, blob: Blob, expected_size: int) -> None:
+        """Return where `decode` would give values. Raises CorruptObject."""
+        self._check_size(expected_size)
+        for part, payload in self.split(blob):
+            self._codec.check(payload, part.stop - part.start)
+
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         """acc (n,) += weight * decode(blob, n). Raises CorruptObject; `acc` is then as it was."""
-        self._check_size(acc.size)
-        for part, payload in self.split(blob):  # all of it, before anything is added
-            self._codec.decode(payload, part.stop - part.start)
+        self.check(blob, acc.size)  # all of it, before anything is added
         for part, payload in self.split(blob):
             self._codec.accumulate(payload, acc[part], weight)
 

@@ -165,7 +165,7 @@ class Contributions:
 
     def use(self, frame: Frame) -> None:
         """Raises CorruptObject, NonFiniteGradient or WeightsMismatch for a frame of which no gradient can be made."""
-        self._codec_of(frame.header).decode(frame.payload, self._layout.elements)
+        self._codec_of(frame.header).check(frame.payload, self._layout.elements)
         buffers = unpack_buffers(self._layout, frame.buffers)
         if not all(np.isfinite(value).all() for value in buffers.values() if np.issubdtype(value.dtype, np.floating)):
             raise CorruptObject("a buffer holds NaN or infinity")

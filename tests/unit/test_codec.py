@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import typing
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -97,6 +99,37 @@ def test_out_and_accumulate_agree_with_decode(tested: GradientCodec, size: int) 
 
 
 @pytest.mark.parametrize("tested", ALL, ids=name_of)
+def test_a_check_passes_what_can_be_decoded_and_makes_no_values(tested: GradientCodec) -> None:
+    for size in SIZES:
+        tested.check(memoryview(tested.encode(gradient(size), seed=5)), size)
+    size = 1 << 20
+    blob = tested.encode(gradient(size), seed=5)
+    tracemalloc.start()
+    tested.check(blob, size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size  # a quarter of what the values take
+
+
+@pytest.mark.parametrize("tested", ALL, ids=name_of)
+def test_a_flipped_bit_fails_the_check_where_it_fails_decoding(tested: GradientCodec) -> None:
+    blob = tested.encode(gradient(130), seed=5)
+    for at in range(0, len(blob), 3):
+        damaged = bytearray(blob)
+        damaged[at] ^= 0x40
+        assert _outcome(lambda: tested.check(damaged, 130)) == _outcome(lambda: tested.decode(damaged, 130))  # noqa: B023
+
+
+def _outcome(act: Callable[[], object]) -> str:
+    """What it says against a payload; empty where it takes it."""
+    try:
+        act()
+    except CorruptObject as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("tested", ALL, ids=name_of)
 def test_a_decoded_gradient_is_its_owners(tested: GradientCodec) -> None:
     blob = bytearray(tested.encode(gradient(600), seed=5))
     back = tested.decode(blob, 600)
@@ -137,6 +170,8 @@ def test_a_payload_that_is_not_finite_is_corrupt(tested: GradientCodec, value: f
     with pytest.raises(CorruptObject, match="NaN or infinity"):
         tested.decode(blob, 2)
     with pytest.raises(CorruptObject, match="NaN or infinity"):
+        tested.check(blob, 2)
+    with pytest.raises(CorruptObject, match="NaN or infinity"):
         tested.accumulate(blob, acc, 1.0)
     assert acc.tolist() == [1.0, 1.0]
 
@@ -148,6 +183,8 @@ def test_a_payload_of_another_size_is_corrupt_and_changes_nothing(tested: Gradie
     for wrong in (blob[:-1], blob + b"\0", b""):
         with pytest.raises(CorruptObject):
             tested.decode(wrong, 600)
+        with pytest.raises(CorruptObject):
+            tested.check(wrong, 600)
     with pytest.raises(CorruptObject):
         tested.decode(blob, 599, out)
     with pytest.raises(CorruptObject):
@@ -160,6 +197,8 @@ def test_a_qsgd_payload_of_other_bits_is_corrupt() -> None:
     blob = codec("qsgd8").encode(gradient(600), seed=1)
     with pytest.raises(CorruptObject, match="encoded with 8 bits"):
         codec("qsgd4").decode(blob, 600)
+    with pytest.raises(CorruptObject, match="encoded with 8 bits"):
+        codec("qsgd4").check(blob, 600)
     with pytest.raises(CorruptObject, match="encoded with 8 bits"):
         codec("qsgd4").accumulate(blob, np.zeros(600, np.float32), 1.0)
 

@@ -188,6 +188,9 @@ class QsgdL2:
     def decode(self, blob: Blob, expected_size: int, out: F32 | None = None) -> F32:
         return qsgd_compress.decode(blob, expected_size, out)
 
+    def check(self, blob: Blob, expected_size: int) -> None:
+        qsgd_compress.check(blob, expected_size)
+
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         qsgd_compress.accumulate(blob, acc, weight)
 

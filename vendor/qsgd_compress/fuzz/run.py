@@ -10,8 +10,8 @@ on one of the processor's instruction sets:
 
   read    frames of all forms, damaged in up to four ways - flipped bits, foreign bytes, cuts, tails, splices of two
           frames, other header fields, other geometries, forged scales, codes, padding and zstd payloads - most of them
-          with lengths and both checksums made right again. inspect, decode, accumulate and accumulate_many must refuse
-          with QsgdError and leave the caller's arrays alone, or agree with NumPy and give finite values.
+          with lengths and both checksums made right again. inspect, check, decode, accumulate and accumulate_many must
+          refuse with QsgdError and leave the caller's arrays alone, or agree with NumPy and give finite values.
   encode  vectors of any bit patterns at any address. NonFiniteGradient must name the first value that is not finite, or
           the frame must be NumPy's, byte for byte, and decode to within one step of each value.
   pack    codes of all distributions into zstd frames, which must be huffman.py's, byte for byte, and give them back.

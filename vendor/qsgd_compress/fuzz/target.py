@@ -77,6 +77,7 @@ def read(case: Json) -> None:
         wanted = decoded(frame, expected, None, 1)
     assert (values is None) == (wanted is None), "the two backends disagree about what a frame is"
     fresh = decoded(frame, expected, None, count)
+    assert passes(frame, expected, count) == (values is not None), "check and decode disagree about what a frame is"
     if values is None:
         assert same(out, before), "out was changed and the frame refused"
         assert fresh is None
@@ -105,6 +106,14 @@ def read(case: Json) -> None:
         with by_numpy():
             q.accumulate_many(frames, other, weights)
         assert same(mine, other)
+
+
+def passes(frame: memoryview, expected: int, count: int) -> bool:
+    try:
+        q.check(frame, expected, threads=count)
+    except q.QsgdError:
+        return False
+    return True
 
 
 def decoded(frame: memoryview, expected: int, out: np.ndarray | None, count: int) -> np.ndarray | None:

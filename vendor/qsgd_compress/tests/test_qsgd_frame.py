@@ -44,6 +44,8 @@ def untouched(frame: bytes, size: int) -> None:
     with pytest.raises(q.CorruptFrame):
         q.decode(frame, size, out=out)
     with pytest.raises(q.CorruptFrame):
+        q.check(frame, size)
+    with pytest.raises(q.CorruptFrame):
         q.accumulate_many([q.encode(np.ones(size, np.float32)), frame], out, [1.0, 1.0])
     assert (out == 7.0).all()
 
@@ -122,6 +124,8 @@ class TestHeader:
         for wrong in (0, 299, 301, 2**40):
             with pytest.raises(q.SizeMismatch):
                 q.decode(frame, wrong)
+            with pytest.raises(q.SizeMismatch):
+                q.check(frame, wrong)
         with pytest.raises(q.SizeMismatch):
             q.accumulate(frame, np.zeros(301, np.float32))
         with pytest.raises(q.SizeMismatch):
@@ -145,6 +149,35 @@ class TestHeader:
             q.decode(frame, size)
 
 
+@pytest.mark.usefixtures("in_form")
+class TestCheck:
+    """That it refuses what decode refuses is tested wherever that is."""
+
+    @pytest.mark.parametrize("entropy", [None, "zstd"])
+    @pytest.mark.parametrize("size", [0, 1, 300, 70_000])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_what_decode_takes_passes(self, bits, size, entropy):
+        frame = q.encode(vector(size), bits=bits, bucket_size=128, entropy=entropy)
+        assert q.check(frame, size) is None
+        assert q.check(bytearray(frame), size, threads=3) is None
+        assert q.check(memoryview(frame), size) is None
+
+    def test_sealed_scales_and_codes_that_no_encoder_writes_are_named(self):
+        frame = q.encode(vector(300), bucket_size=128)
+        with pytest.raises(q.CorruptFrame, match="the scale of bucket 1 is nan"):
+            q.check(changed(frame, 44, struct.pack("<f", float("nan"))), 300)
+        with pytest.raises(q.CorruptFrame, match="reserved"):
+            q.check(changed(frame, 40 + 3 * 4, b"\xff"), 300)
+
+    def test_nothing_of_the_gradients_size_is_allocated(self):
+        size = 1 << 20
+        frame = q.encode(vector(size))
+        tracemalloc.start()
+        q.check(frame, size)
+        assert tracemalloc.get_traced_memory()[1] < size
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("entropy", [None, "zstd"])
 @pytest.mark.parametrize(("bits", "size"), [(4, 200), (8, 130), (4, 0)])
 class TestDamage:
@@ -154,8 +187,11 @@ class TestDamage:
             for bit in range(8):
                 damaged = bytearray(frame)
                 damaged[offset] ^= 1 << bit
-                with pytest.raises(q.QsgdError):
+                with pytest.raises(q.QsgdError) as refused:
                     q.decode(damaged, size)
+                with pytest.raises(q.QsgdError) as found:
+                    q.check(damaged, size)
+                assert (type(found.value), str(found.value)) == (type(refused.value), str(refused.value))
 
     def test_every_replaced_byte_is_noticed(self, bits, size, entropy):
         frame = q.encode(vector(size), bits=bits, bucket_size=128, entropy=entropy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .codec import accumulate, accumulate_many, backend, decode, encode, inspect
+from .codec import accumulate, accumulate_many, backend, check, decode, encode, inspect
 from .errors import CorruptFrame, NonFiniteGradient, QsgdError, SizeMismatch
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ __all__ = [
     "accumulate",
     "accumulate_many",
     "backend",
+    "check",
     "decode",
     "encode",
     "inspect",

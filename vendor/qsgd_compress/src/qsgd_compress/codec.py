@@ -123,6 +123,14 @@ def decode(
     return out
 
 
+def check(blob: Blob, expected_size: int, threads: int = 1) -> None:
+    """Find a frame sound without decoding it: what passes, decode takes, and its values are finite.
+
+    Reads the frame once, and allocates nothing of its size unless it is entropy-coded. Raises as decode does.
+    """
+    _open(blob, expected_size, 1.0, Threads(threads))
+
+
 def accumulate(blob: Blob, acc: NDArray[np.float32], weight: float = 1.0, threads: int = 1) -> None:
     """acc += weight * decode(blob, acc.size), without a decoded copy. `acc`: (size,) float32, contiguous, writable.
 
