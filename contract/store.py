@@ -23,7 +23,6 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
-    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
 )
@@ -37,7 +36,7 @@ Data = bytes | bytearray | memoryview
 
 #: Seconds between attempts, before jitter of a quarter either way; they outlast five seconds of 503 from S3.
 _WAITS = (0.2, 0.6, 1.8, 5.0)
-_NO_ANSWER = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
+_NO_ANSWER = (ConnectionError, HTTPClientError, IncompleteReadError)
 _BUSY_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable"}
 _DELETE_AT_ONCE = 1_000  # S3's limit per request
 
@@ -350,7 +349,10 @@ class S3Store:
             retries={"total_max_attempts": 1},  # botocore would resend without telling: see the module's text
             max_pool_connections=32,
             proxies={} if host in ("127.0.0.1", "localhost", "::1") else None,
-            # The objects that matter carry SHA-256 digests of their own; the checksum in transit is CRC32.
+            # Frames, batches and states carry SHA-256 digests, which whoever reads them checks; records are signed. To
+            # sum up all bytes once more on either side, which botocore does by itself, was half the cost of a read.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
             s3={"addressing_style": "path" if self._endpoint_url else "auto", "payload_signing_enabled": False},
             connect_timeout=self._connect_timeout,
             read_timeout=self._read_timeout,

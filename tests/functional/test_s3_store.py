@@ -286,6 +286,19 @@ def test_requests_and_bytes_are_counted_as_they_are_billed(s3: Any) -> None:
     assert store.counts == StoreCounts(gets=5, puts=3, lists=1, deletes=1, bytes_in=7, bytes_out=5)
 
 
+def test_no_checksum_is_computed_beside_the_objects_own_digests(s3: Any) -> None:
+    store, requests = ScriptedStore(), []
+    store.put(PLACE, MINE)
+    store.wire.meta.events.register("before-send.s3", lambda request, **_: requests.append(request))
+    store.create(Place(PLACE.bucket, "runs/r/another"), MINE)
+    assert store.get(PLACE) == MINE
+    assert [request.method for request in requests] == ["PUT", "GET"]
+    named = {name.lower() for request in requests for name in request.headers}
+    assert not [name for name in named if "checksum" in name or name in ("content-md5", "x-amz-trailer")]
+    store.delete([PLACE])  # S3 requires one here
+    assert store.find(PLACE) is None
+
+
 def test_nothing_is_built_before_the_first_use_and_the_environment_does_not_redirect(
     s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
