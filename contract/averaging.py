@@ -13,6 +13,7 @@ The order of additions is part of the result's bits, so contributions are added 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,18 @@ from numpy.typing import NDArray
 from contract.codec import GradientCodec
 from contract.errors import CorruptObject
 from contract.tensors import Buffers, Layout, check_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remarks:
+    """What there is to say about an aggregate. Contributions are told by position from 0, in the order of `add`."""
+
+    left_out: tuple[int, ...] = ()
+    """Those of whose gradient nothing is in it."""
+    clipped: tuple[int, ...] = ()
+    """Those whose gradient was scaled down."""
+    note: str = ""
+    """Why it is weaker than the configuration asks for; empty where it is not."""
 
 
 class SampleCount:
@@ -52,7 +65,7 @@ class SampleCount:
 class WeightedMean:
     """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size."""
 
-    note = ""
+    remarks = Remarks()
 
     def __init__(self, layout: Layout, total_samples: int) -> None:
         """`total_samples` is S, the sum over all contributions to come. Raises CorruptObject unless it is positive."""

@@ -10,7 +10,7 @@ Shapes: n values (`Layout.elements`; a model's parameters, or one shard of them)
 
 Only the mean weighs by samples: a sample count is what a peer says of itself, and whoever may send anything could buy
 weight with it. Where P is too small for f, any strategy but the mean takes the median, the one that bears most, and
-says so (`note`). docs/decisions/0020 has what each assumes, bears and costs.
+says so (`Remarks.note`). docs/decisions/0020 has what each assumes, bears and costs.
 
 Buffers have to bear as much as gradients: floats are treated value by value (Krum's too, by the median, because a
 contribution can have a good gradient and bad buffers), and an integer or boolean changes where more than half of the
@@ -34,7 +34,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.averaging import SampleCount, WeightedMean, advanced, is_float
+from contract.averaging import Remarks, SampleCount, WeightedMean, advanced, is_float
 from contract.codec import F32, GradientCodec
 from contract.config import AggregationConfig
 from contract.errors import ConfigError
@@ -48,8 +48,8 @@ _CHUNK = 1 << 18
 class Aggregator(Protocol):
     """Takes the contributions of one round, one by one in rank order; memory does not grow with their number."""
 
-    note: str
-    """After `result`: why it is weaker than the configuration asks for; empty where it is not."""
+    remarks: Remarks
+    """After `result`."""
 
     def add(self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int) -> None:
         """Add a gradient (n,) as `codec` encoded it, its buffers and its sample count.
@@ -132,25 +132,30 @@ def strategy(name: str) -> Strategy:
 
 
 class Rule(Protocol):
-    """A strategy's arithmetic. Fills `out` (n,) from at least `fewest(byzantine)` contributions."""
+    """A strategy's arithmetic. Fills `out` (n,) from at least `fewest(byzantine)` contributions, and returns the
+    positions of those that it left out as a whole."""
 
-    def __call__(self, stack: Stack, byzantine: int, out: F32) -> None: ...
+    def __call__(self, stack: Stack, byzantine: int, out: F32) -> tuple[int, ...]: ...
 
 
-def median(stack: Stack, byzantine: int, out: F32) -> None:
+def median(stack: Stack, byzantine: int, out: F32) -> tuple[int, ...]:
     """The coordinate-wise median; it bears as many as it can, whatever `byzantine` says."""
-    trimmed_mean(stack, middle(len(stack)), out)
+    return trimmed_mean(stack, middle(len(stack)), out)
 
 
-def trimmed_mean(stack: Stack, byzantine: int, out: F32) -> None:
-    """The coordinate-wise mean without the `byzantine` largest and smallest values of each."""
+def trimmed_mean(stack: Stack, byzantine: int, out: F32) -> tuple[int, ...]:
+    """The coordinate-wise mean without the `byzantine` largest and smallest values of each; values are left out, no
+    contribution as a whole."""
     for part, x in stack.blocks():
         out[part] = inner_mean(sorted_rows(x), byzantine)
+    return ()
 
 
-def krum(stack: Stack, byzantine: int, out: F32) -> None:
-    """The contribution with the least Krum score; the first of those that have it."""
-    stack.read(krum_choice(squared_distances(stack), byzantine), out)
+def krum(stack: Stack, byzantine: int, out: F32) -> tuple[int, ...]:
+    """The contribution with the least Krum score; the first of those that have it. All others are left out."""
+    choice = krum_choice(squared_distances(stack), byzantine)
+    stack.read(choice, out)
+    return tuple(position for position in range(len(stack)) if position != choice)
 
 
 def middle(count: int) -> int:
@@ -207,9 +212,8 @@ class _ClippedMean:
     disk, encoded, and are accumulated when that memory is the mean's.
     """
 
-    note = ""
-
     def __init__(self, terms: Terms, file: IO[bytes]) -> None:
+        self.remarks = Remarks()
         self._count = SampleCount(terms.samples)
         self._terms, self._file = terms, file
         self._kept: list[tuple[int, GradientCodec, int, float]] = []
@@ -233,6 +237,7 @@ class _ClippedMean:
             payload = self._file.read(size)
             mean.add(payload, codec, unpack_buffers(layout, self._file.read(layout.buffers_bytes)), samples, scale)
             del payload  # before the next one is read
+        self.remarks = Remarks(clipped=tuple(at for at, (*_, scale) in enumerate(self._kept) if scale < 1))
         return mean.result(base_buffers)
 
 
@@ -249,9 +254,9 @@ class _How:
 class _OnDisk:
     """A rule over all contributions on disk. In memory is one model: what was decoded last, then the result."""
 
-    note = ""
-
     def __init__(self, terms: Terms, stack: Stack, how: _How) -> None:
+        self.remarks = Remarks()
+        self._clipped: list[int] = []
         self._count = SampleCount(terms.samples)
         self._terms, self._stack, self._how = terms, stack, how
         self._work = np.empty(terms.layout.elements, np.float32)
@@ -259,20 +264,25 @@ class _OnDisk:
     def add(self, gradient_payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int) -> None:
         self._count.take(samples)
         codec.decode(gradient_payload, self._work.size, out=self._work)
-        self._stack.append(self._work, buffers, clip_factor(self._work, self._terms.clip_norm))
+        scale = clip_factor(self._work, self._terms.clip_norm)
+        if scale < 1:
+            self._clipped.append(len(self._stack))
+        self._stack.append(self._work, buffers, scale)
 
     def result(self, base_buffers: Buffers) -> tuple[F32, Buffers]:
         self._count.check_complete()
         check_values(self._terms.layout, None, base_buffers)
         count, byzantine, how = len(self._stack), self._terms.byzantine, self._how
         rule, drop, needed = how.rule, how.buffers_drop(count, byzantine), how.fewest(byzantine)
+        note = ""
         if count < needed:
             rule, drop = median, middle(count)
-            self.note = (
+            note = (
                 f"{how.name} with byzantine = {byzantine} needs {needed} contributions; "
                 f"the round has {count}, whose median bears {drop}"
             )
-        rule(self._stack, byzantine, self._work)
+        left_out = rule(self._stack, byzantine, self._work)
+        self.remarks = Remarks(left_out=left_out, clipped=tuple(self._clipped), note=note)
         return self._work, _buffers(self._stack, base_buffers, drop)
 
 

@@ -5,6 +5,7 @@ Each action returns the events that answer its command. Nothing in here decides 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import models
+from contract.averaging import Remarks
 from contract.batches import Manifest
 from contract.clock import Clock
 from contract.codec import codec
@@ -154,6 +156,10 @@ class Actions:
         self.convergence = self.fresh_convergence()
         self.reception = Reception(ports.metrics)
         self.rounds_applied = 0
+        self.left_out: Counter[int] = Counter()
+        """In how many rounds aggregation took nothing of a rank's contribution."""
+        self.clipped: Counter[int] = Counter()
+        """In how many rounds it scaled a rank's gradient down."""
         self.invocations = 0
         self.executions = 0
         self.meter = Meter(spec, ports.clock.now())
@@ -314,6 +320,17 @@ class Actions:
 
     def _find_member(self, rank: int) -> Member | None:
         return self.records.member(rank)
+
+    def tell_aggregated(self, round: int) -> None:
+        """Count and show whom the step just taken left out or clipped, and what its aggregate lacks, if any."""
+        remarks = self.update.remarks
+        if remarks == Remarks():
+            return
+        self.left_out.update(remarks.left_out)
+        self.clipped.update(remarks.clipped)
+        fields = {"aggregator": self.spec.config.aggregation.name, "left_out": list(remarks.left_out)}
+        fields |= {"clipped": list(remarks.clipped), "note": remarks.note}
+        self.ports.events.emit("aggregated", round=round, fields=fields)
 
     def decide(self, round: int, weights_sha256: str, loss: float) -> str:
         """Feed a validation loss to convergence; a reason to stop, or an empty string."""

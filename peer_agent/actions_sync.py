@@ -300,6 +300,7 @@ class SyncActions(Actions):
             with self.ports.metrics.stage("update", commit.round):
                 self.update.step(headers, self.contributions.frames(headers))
                 self.contributions.settle(headers)
+            self.tell_aggregated(commit.round)
         if commit.contributors:
             self.rounds_applied += 1
             self._stands_at = commit.round + 1

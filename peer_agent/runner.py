@@ -282,6 +282,8 @@ class Runner:
             lambda_invocations=actions.invocations,
             state_machine_executions=actions.executions,
             frames_rejected=actions.trust.conduct.by_sender(),
+            left_out={str(rank): rounds for rank, rounds in actions.left_out.items()},
+            clipped={str(rank): rounds for rank, rounds in actions.clipped.items()},
             stages=self.ports.metrics.totals(),
             estimated_usd=actions.usd,
             error=error,

@@ -132,7 +132,7 @@ def average_shard(
                         raise _Unusable(contributor.rank) from error
                     del part, payload, packed, values  # before the next one is waited for
                 gradient, buffers = aggregator.result(base)
-                note = aggregator.note
+                note = aggregator.remarks.note
             break
         except _Unusable as error:
             left_out.append(error.rank)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
+from contract.averaging import Remarks
 from contract.codec import codec
 from contract.config import AggregationConfig, OptimizerConfig
 from contract.robust import aggregation
@@ -47,8 +48,8 @@ class Update:
     ) -> None:
         """`scratch` is a folder on disk with room for one model per contribution; the weighted mean does not use it."""
         self._layout, self._aggregation, self._scratch = layout, aggregation, scratch
-        self.note = ""
-        """Why the latest step's aggregate bears less than the configuration asks for; empty where it does not."""
+        self.remarks = Remarks()
+        """About the latest step's aggregate, with ranks for positions; `step` alone has anything to say."""
         self._parameter = nn.Parameter(torch.from_numpy(flat.copy()))
         self.optimizer = _OPTIMIZERS[config.name]([self._parameter], config)
         self.flat = flat
@@ -61,7 +62,12 @@ class Update:
         Beside weights and optimizer state this takes the memory of one gradient and of one frame, whatever their number
         (invariant 12). Raises CorruptObject, and OSError where scratch files do not fit; nothing has changed then.
         """
-        gradient, buffers = self._aggregate(sum(header.samples for header in headers), frames)
+        gradient, buffers, remarks = self._aggregate(sum(header.samples for header in headers), frames)
+        self.remarks = Remarks(
+            left_out=tuple(headers[at].rank for at in remarks.left_out),
+            clipped=tuple(headers[at].rank for at in remarks.clipped),
+            note=remarks.note,
+        )
         self._descend(gradient)
         del gradient  # before the weights are copied
         return self._go_on(buffers)
@@ -83,16 +89,14 @@ class Update:
         self._take(self._parameter.detach().numpy().copy(), buffers)
         return self.weights_sha256
 
-    def _aggregate(self, samples: int, frames: Iterable[Frame]) -> tuple[NDArray[np.float32], Buffers]:
-        """Gradient (n,) and buffers of all frames, which hold `samples` samples together."""
+    def _aggregate(self, samples: int, frames: Iterable[Frame]) -> tuple[NDArray[np.float32], Buffers, Remarks]:
+        """Gradient (n,) and buffers of all frames, which hold `samples` samples together; and what there is to say."""
         with aggregation(self._aggregation, self._layout, samples, self._scratch) as aggregator:
             for frame in frames:
                 buffers = unpack_buffers(self._layout, frame.buffers)
                 aggregator.add(frame.payload, codec(frame.header.codec), buffers, frame.header.samples)
                 del frame  # before the next one is read
-            result = aggregator.result(self.buffers)
-        self.note = aggregator.note
-        return result
+            return *aggregator.result(self.buffers), aggregator.remarks
 
     def adopt(self, flat: NDArray[np.float32], buffers: Buffers) -> None:
         """Go on from these weights; the optimizer's state stays this peer's own."""

@@ -96,7 +96,7 @@ def accuracy(name: str, attack: str) -> float:
     for round in range(ROUNDS):
         frames = [contribution(net, layout, update, rank, round, attack) for rank in range(PEERS)]
         update.step([frame.header for frame in frames], frames)
-        assert update.note == ""
+        assert update.remarks.note == ""
     load(net, layout, update.flat, update.buffers)
     net.eval()
     x, y = blobs(4000, seed=1)

@@ -37,7 +37,7 @@ def aggregate(
     with aggregation(how, layout, sum(counts)) as made:
         for rank, (gradient, count) in enumerate(zip(gradients, counts, strict=True)):
             made.add(codec(name).encode(gradient, rank), codec(name), {}, count)
-        return made.result({})[0], made.note
+        return made.result({})[0], made.remarks.note
 
 
 @st.composite
@@ -260,10 +260,11 @@ def test_samples_have_to_add_up(name: str, clip_norm: float) -> None:
         pass
 
 
-def majority(stack: Stack, byzantine: int, out: F32) -> None:
+def majority(stack: Stack, byzantine: int, out: F32) -> tuple[int, ...]:
     """The majority of signs (Bernstein et al. 2019, arXiv 1810.05291)."""
     for part, x in stack.blocks():
         out[part] = np.sign(np.sign(x).sum(axis=0))
+    return ()
 
 
 #: A strategy of one's own; clipping, notes and buffers come with it.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from contract import wire
+from contract.averaging import Remarks
 from contract.codec import codec
 from contract.config import AggregationConfig, OptimizerConfig
 from contract.errors import CorruptObject
@@ -198,7 +199,7 @@ def test_a_robust_step_ignores_one_that_sends_anything_and_leaves_nothing_on_dis
     np.testing.assert_array_equal(update.flat, start - np.float32(0.5))
     for name, value in base.items():
         np.testing.assert_array_equal(update.buffers[name], value)
-    assert update.note == ""
+    assert update.remarks == Remarks()
     assert not list(tmp_path.iterdir())
 
 
@@ -209,6 +210,23 @@ def test_too_few_contributions_for_the_strategy_are_told_once_per_step() -> None
     update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig(), config)
     frames = [frame(layout, random_gradient(layout, rank), update.buffers, 1, rank) for rank in range(5)]
     update.step([f.header for f in frames[:4]], frames[:4])
-    assert update.note == "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
+    note = "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
+    assert update.remarks == Remarks(note=note)
     update.step([f.header for f in frames], frames)
-    assert update.note == ""
+    assert update.remarks.note == ""
+
+
+def test_who_was_left_out_and_who_clipped_is_told_by_rank() -> None:
+    plain = model()
+    layout = Layout.of(plain)
+    config = AggregationConfig(name="krum", byzantine=1, clip_norm=1.0)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig(), config)
+    small = np.full(layout.elements, 1e-6, np.float32)
+    gradients = {1: small, 2: -small / 2, 5: 0 * small, 6: random_gradient(layout, 6), 9: 2 * small}
+    frames = [frame(layout, gradient, update.buffers, 1, rank) for rank, gradient in gradients.items()]
+    update.step([f.header for f in frames], frames)
+    assert update.remarks == Remarks(left_out=(1, 2, 6, 9), clipped=(6,))
+    mean = AggregationConfig(clip_norm=1.0)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), OptimizerConfig(), mean)
+    update.step([f.header for f in frames], frames)
+    assert update.remarks == Remarks(clipped=(6,))
