@@ -208,9 +208,10 @@ def finish(children: Sequence[Child], seconds: float) -> None:
 
 
 def environment() -> Mapping[str, str]:
-    """What the processes of both sides of a comparison get: one thread each, and the repository to import from."""
+    """What the processes of both sides of a comparison get: one thread each, and this repository, codec included."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+    sources = os.pathsep.join(map(str, (ROOT, ROOT / "vendor/qsgd_compress/src")))
+    return {**os.environ, **threads, "PYTHONPATH": sources}
 
 
 def _tell(note: str) -> None:

@@ -57,7 +57,8 @@ class Workplace:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name != "PEERLESS_BROKER_URL"}
-        return {**kept, "PYTHONPATH": str(ROOT), **extra}
+        sources = os.pathsep.join(map(str, (ROOT, ROOT / "vendor/qsgd_compress/src")))
+        return {**kept, "PYTHONPATH": sources, **extra}
 
     def peerless(self, *arguments: str, timeout: float = 100, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run the command in this folder."""
