@@ -13,6 +13,7 @@
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      own-weights/<round>/<rank>-<incarnation>
       shards/<round>/<shard>
       checkpoints/<round>/common
       checkpoints/<round>/<rank>-<incarnation>
@@ -101,6 +102,21 @@ class Places:
         parts = _OF_A_PEER.match(key.removeprefix(self.contributions().key))
         if parts is None:
             raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a contribution")
+        return int(parts[1]), int(parts[2]), int(parts[3])
+
+    def own_weights(self, round: int, rank: int, incarnation: int) -> Place:
+        """The weights from which a peer started a round, where peers hold different ones (asynchronous mode)."""
+        return self._passing(f"own-weights/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+
+    def all_own_weights(self) -> Place:
+        """The prefix under which all peers' own weights lie, for listing."""
+        return self._passing("own-weights/")
+
+    def parse_own_weights(self, key: str) -> tuple[int, int, int]:
+        """(round, rank, incarnation) of the key of a peer's own weights. Raises CorruptObject for any other key."""
+        parts = _OF_A_PEER.match(key.removeprefix(self.all_own_weights().key))
+        if parts is None:
+            raise CorruptObject(f"s3://{self.run_bucket}/{key} is no place of a peer's own weights")
         return int(parts[1]), int(parts[2]), int(parts[3])
 
     def commit(self, round: int) -> Place:

@@ -40,9 +40,11 @@ CREATED_ONCE = (
 CONTRIBUTIONS = "expiring/*/contributions/*"
 SHARDS = "expiring/*/shards/*"
 COMMON_STATES = "expiring/*/checkpoints/*/common"
-PASSING_ONCE = (CONTRIBUTIONS, SHARDS, COMMON_STATES)
+#: Weights that are a peer's own (asynchronous mode).
+OWN_WEIGHTS = "expiring/*/own-weights/*"
+PASSING_ONCE = (CONTRIBUTIONS, SHARDS, COMMON_STATES, OWN_WEIGHTS)
 #: What the writer of a round's result removes when it is no longer needed, be it whose it may.
-CLEARED = ("expiring/*/weights/*", CONTRIBUTIONS, SHARDS, "expiring/*/checkpoints/*")
+CLEARED = ("expiring/*/weights/*", CONTRIBUTIONS, SHARDS, "expiring/*/checkpoints/*", OWN_WEIGHTS)
 #: Claims on ranks, created or replaced under a condition (`If-None-Match`, `If-Match`).
 MEMBERS = "runs/*/members/*"
 WEIGHTS = "expiring/*/weights/*"
@@ -249,6 +251,7 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
                 for key in (
                     WEIGHTS,
                     f"expiring/*/contributions/*/{name}-*",
+                    f"expiring/*/own-weights/*/{name}-*",
                     SHARDS,
                     COMMON_STATES,
                     f"expiring/*/checkpoints/*/{name}-*",

@@ -46,6 +46,30 @@ class FrameRules:
         return None
 
 
+def weights_misfit(rules: FrameRules, header: FrameHeader) -> str | None:
+    """Why `header` cannot be a peer's own weights in this run, or None.
+
+    They say nothing of samples: how many a rank has is written in the run's configuration.
+    """
+    if header.run != rules.run:
+        return "run"
+    if header.kind is not Kind.WEIGHTS or header.shards != 1 or header.shard != 0 or header.group != 0:
+        return "kind"
+    if header.table is not None:
+        return "shards"
+    if header.codec != "none":
+        return "codec"
+    if (header.elements, header.buffers_bytes) != (rules.elements, rules.buffers_bytes):
+        return "shape"
+    if header.payload_bytes != 4 * rules.elements:
+        return "oversized"
+    if header.samples != 0:
+        return "samples"
+    if header.round != header.base_round:
+        return "base_round"
+    return None
+
+
 def not_a_member(header: FrameHeader, members: Iterable[MemberRef]) -> str | None:
     """Why `header` is from none of `members`: `member` for a foreign rank, `incarnation` for a fenced process."""
     for member in members:

@@ -103,6 +103,11 @@ class ContributionsSought:
 
 
 @dataclass(frozen=True)
+class WeightsSought:
+    """Asynchronous mode: S3 has been asked for others' weights; FrameArrived has told of each that was wanted."""
+
+
+@dataclass(frozen=True)
 class Validated:
     """This peer has evaluated the weights of `round`; `stop` is a reason to end (asynchronous mode), or empty."""
 
@@ -220,6 +225,7 @@ Event = (
     | ContributionHeld
     | HoldFailed
     | ContributionsSought
+    | WeightsSought
     | Validated
     | CommitFound
     | CommitMissing
@@ -326,6 +332,42 @@ class FindLatest:
 
 
 @dataclass(frozen=True)
+class PutWeights:
+    """Asynchronous mode: put the own weights, from which `round` starts, and announce them. Not answered."""
+
+    round: int
+    to: tuple[int, ...] | None
+    """Ranks that hear of it; None for everyone."""
+
+
+@dataclass(frozen=True)
+class FindWeights:
+    """Asynchronous mode: look for weights that peers have put; answered by FrameArrived for each, and by WeightsSought
+    at the end."""
+
+    known: tuple[tuple[MemberRef, int], ...] | None
+    """Members whose later weights are wanted, each with the round of those known, or -1; None wants the newest of each
+    rank, whoever has put them."""
+
+
+@dataclass(frozen=True)
+class TakeUp:
+    """Asynchronous mode: go on from these weights and their round; answered by CaughtUp, or by HoldFailed where they
+    are gone or of no use."""
+
+    header: FrameHeader
+
+
+@dataclass(frozen=True)
+class TellPresence:
+    """Asynchronous mode: say who is left out from now on, and who is back. Not answered."""
+
+    round: int
+    left: tuple[int, ...]
+    back: tuple[MemberRef, ...]
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Fetch a contribution that a commit lists, by key and digest; answered by ContributionHeld."""
 
@@ -388,6 +430,8 @@ class Average:
 
     round: int
     headers: tuple[FrameHeader, ...]
+    weights: tuple[FrameHeader, ...] = ()
+    """Where there are any: average the own weights with these first."""
 
 
 @dataclass(frozen=True)
@@ -459,6 +503,10 @@ Command = (
     | FindContributions
     | TellWaiting
     | FindLatest
+    | PutWeights
+    | FindWeights
+    | TakeUp
+    | TellPresence
     | Fetch
     | CreateCommit
     | FindCommit

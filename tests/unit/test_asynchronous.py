@@ -106,7 +106,7 @@ def test_a_frame_is_used_until_it_is_too_old_and_then_rejected_once() -> None:
         ({"round": 2, "base_round": 2}, "stale"),
         ({"round": 4, "base_round": 4}, "outdated"),
         ({"elements": 6, "round": 9, "base_round": 9}, "shape"),
-        ({"incarnation": 2, "round": 9, "base_round": 9}, "incarnation"),
+        ({"incarnation": 0, "round": 9, "base_round": 9}, "incarnation"),
         ({"rank": 5, "round": 9, "base_round": 9}, "member"),
         ({"rank": 0, "round": 9, "base_round": 9}, "member"),
     ],
