@@ -56,6 +56,9 @@ AWS_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.25, 0.02
 EXPRESS_SECONDS, ANSWER_SECONDS = 300, 30
 #: How long a local Step Functions may take to know its state machines again, and between two tries, in seconds.
 FORGOTTEN_SECONDS, FORGOTTEN_POLL_SECONDS = 60.0, 0.2
+#: The same for a state machine that this process has never reached, which probably was never there. A server that has
+#: just been started again answers before its state machines are made anew, which takes a second.
+UNKNOWN_SECONDS = 5.0
 _FORGOTTEN = ("ExecutionDoesNotExist", "StateMachineDoesNotExist")
 #: Tries to find a name that no earlier execution has.
 ATTEMPTS = 20
@@ -94,6 +97,7 @@ class StepFunctionsGradientService:
         self._pace = Pace(AWS_POLL_SECONDS if endpoint_url is None else LOCAL_POLL_SECONDS)
         self._lock = threading.Lock()
         self._running: str | None = None
+        self._reached = False  # the machine, at least once
         self._closed = False
 
     def compute(
@@ -210,13 +214,15 @@ class StepFunctionsGradientService:
         A local Step Functions that is started again has forgotten its executions, and for a moment its state machines:
         then the same execution is started anew, under the same keys.
         """
-        patience = self._clock.monotonic() + FORGOTTEN_SECONDS
+        begun = self._clock.monotonic()
         while True:
             try:
                 return self._follow(self._start(task, text))
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code")
-                if code not in _FORGOTTEN or self._endpoint_url is None or self._clock.monotonic() > patience:
+                patience = FORGOTTEN_SECONDS if self._reached else UNKNOWN_SECONDS
+                given_up = self._clock.monotonic() - begun > patience
+                if code not in _FORGOTTEN or self._endpoint_url is None or given_up:
                     raise
                 self._clock.sleep(FORGOTTEN_POLL_SECONDS)
             finally:
@@ -263,6 +269,7 @@ class StepFunctionsGradientService:
                 continue
             if started["executionArn"] != execution:
                 raise GradientFailed(f"Step Functions gave {started['executionArn']} for the execution {execution}")
+            self._reached = True
             return execution
         raise GradientFailed(f"round {task.round} of rank {self._rank} has been started {ATTEMPTS} times already")
 

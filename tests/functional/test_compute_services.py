@@ -204,6 +204,28 @@ class TestStepFunctions:
         assert service.compute(**run.arguments()).samples == sum(COUNTS)
         assert [arn.rpartition(":")[2] for arn in client.executions] == ["one-round-r3-p0-i0-a0"]
 
+    @pytest.mark.parametrize(("reached", "seconds"), [(False, 5), (True, 60)])
+    def test_a_machine_that_was_never_reached_is_asked_for_briefly(
+        self, store: MemoryStore, reached: bool, seconds: int
+    ) -> None:
+        """It probably was never there; one that was is being made anew by whoever started the service again."""
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE)
+        client, clock = MemoryStepFunctions(store, worker(store)), FakeClock()
+        service = StepFunctionsGradientService(
+            run.spec, RANK, store=store, endpoint_url="http://127.0.0.1:1", clock=clock, client=client
+        )
+        if reached:
+            service.compute(**run.arguments())
+
+        def gone(**arguments: Any) -> dict[str, Any]:
+            raise ClientError({"Error": {"Code": "StateMachineDoesNotExist", "Message": "gone"}}, "StartExecution")
+
+        client.start_execution = gone  # type: ignore[method-assign]
+        begun = clock.monotonic()
+        with pytest.raises(GradientFailed, match="Step Functions said StateMachineDoesNotExist"):
+            service.compute(**run.arguments())
+        assert seconds < clock.monotonic() - begun < seconds + 1
+
     def test_auto_must_have_been_resolved(self, store: MemoryStore) -> None:
         run = prepare(store, WITHOUT_NORM, machine=MACHINE, state_machine="auto")
         with pytest.raises(ConfigError, match=r"names no state machine for rank 0 .*auto"):
