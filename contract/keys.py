@@ -4,11 +4,13 @@
     runs/<run>/                                    runs/<run>/peers/<rank>/
       run.json                                       manifest.json
       members/<rank>.json                            batches/<index>.safetensors
+      joined/<rank>.json
       commits/<round>.json
       results/<round>.json
       checkpoints/<round>.json
       stop.json
       validation.safetensors
+      preprocessing.json
       reports/<rank>.json
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
@@ -31,6 +33,7 @@ well: peers that share one bucket do not collide.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +80,10 @@ class Places:
         """The places of another run in the same buckets. Raises ValueError for a name that cannot be part of a key."""
         return replace(self, run=run)
 
+    def with_buckets(self, buckets: Iterable[str]) -> Places:
+        """The same places with further peers' buckets, for the ranks after the last one."""
+        return replace(self, peer_buckets=(*self.peer_buckets, *buckets))
+
     def spec(self) -> Place:
         """The run's configuration (`RunSpec`)."""
         return spec_place(self.run, self.run_bucket, self.account)
@@ -84,6 +91,10 @@ class Places:
     def member(self, rank: int) -> Place:
         """The claim on a rank (`Member`), written under `If-None-Match` or `If-Match` only."""
         return self._in_run(f"members/{_rank(rank)}.json")
+
+    def joined(self, rank: int) -> Place:
+        """What a rank brought that the run did not begin with (`Joined`), created once."""
+        return self._in_run(f"joined/{_rank(rank)}.json")
 
     def weights(self, sha256: str) -> Place:
         """Weights named by their hash, 64 hexadecimal digits."""
@@ -193,6 +204,10 @@ class Places:
     def validation(self) -> Place:
         """The validation set, one batch file (contract/batches.py)."""
         return self._in_run("validation.safetensors")
+
+    def preprocessing(self) -> Place:
+        """What further data must go through to fit the run's; the user's side writes and reads it."""
+        return self._in_run("preprocessing.json")
 
     def report(self, rank: int) -> Place:
         """What a peer tells the user at its end (`PeerReport`)."""

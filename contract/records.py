@@ -153,6 +153,8 @@ class Heartbeat(Record):
     """The round that it works on; for one that has fallen behind, the first that it has not applied."""
     silent: tuple[int, ...] = ()
     """Ranks whose heartbeats it should hear and does not; told to everyone where not everyone hears everyone."""
+    leaving: bool = False
+    """Whether it takes no further part than its round, and waits for a commit that drops it."""
     signature: str = ""
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from contract import config as run_config
 from contract import jsonform
 from contract.config import RunConfig
 from contract.errors import ConfigError, CorruptObject
+from contract.joining import Joined
 from contract.keys import Places, check_run
 from contract.modelspec import ModelSpec
 from contract.prices import Prices
@@ -73,6 +75,8 @@ class RunSpec:
     """What the run's parts cost, for the peers' meters; None where nobody asked, or nothing costs (locally)."""
     origin: Origin | None = None
     """The run that this one goes on from, which lies in the same buckets; None where it begins at round 0."""
+    joined: int = 0
+    """So many ranks, the last of the per-rank lists, joined after the start; never in what is written (`including`)."""
 
     def __post_init__(self) -> None:
         per_rank = {
@@ -82,14 +86,29 @@ class RunSpec:
             "places.peer_buckets": len(self.places.peer_buckets),
         }
         for name, length in per_rank.items():
-            if length != self.config.peers:
+            if length != self.config.peers + self.joined:
                 raise ValueError(f"{name} has {length} entries, but the run has {self.config.peers} peers")
         if self.run != self.places.run:
             raise ValueError(f"the run is {self.run!r}, but its places are those of {self.places.run!r}")
         if self.origin is not None and self.origin.run == self.run:
             raise ValueError(f"run {self.run} cannot go on from itself")
-        if self.rounds_per_epoch != rounds_per_epoch(self.batches, self.config.batches_per_round):
+        begun_with = self.batches[: self.config.peers]  # an epoch stays as long as it was planned
+        if self.rounds_per_epoch != rounds_per_epoch(begun_with, self.config.batches_per_round):
             raise ValueError(f"rounds_per_epoch is {self.rounds_per_epoch}, which the batches do not give")
+
+    def including(self, records: Sequence[Joined]) -> RunSpec:
+        """The same run with ranks that have joined it, all from the first one on. Raises ValueError for a gap."""
+        expected = range(len(self.samples), len(self.samples) + len(records))
+        if [record.rank for record in records] != list(expected):
+            raise ValueError(f"ranks {[record.rank for record in records]} do not follow rank {expected.start - 1}")
+        return replace(
+            self,
+            samples=(*self.samples, *(record.samples for record in records)),
+            batches=(*self.batches, *(record.batches for record in records)),
+            state_machines=(*self.state_machines, *(record.state_machine for record in records)),
+            places=self.places.with_buckets(record.bucket for record in records),
+            joined=self.joined + len(records),
+        )
 
     @property
     def first_round(self) -> int:
@@ -176,6 +195,7 @@ class _Rest:
     created: float
     prices: Prices | None = None  # specifications of before there were prices stay readable
     origin: Origin | None = None  # likewise
+    joined: int = 0  # likewise
 
 
 def rounds_per_epoch(batches: tuple[int, ...], batches_per_round: int) -> int:

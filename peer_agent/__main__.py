@@ -35,6 +35,7 @@ from contract.errors import (
     UserError,
 )
 from contract.events import EventLog
+from contract.joining import joined_ranks
 from contract.keys import spec_place
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
@@ -89,8 +90,10 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     stack.callback(store.close)
     rank: int = arguments.rank
     spec = _read_spec(store, arguments.run, arguments.run_bucket, env.account)
-    if not 0 <= rank < spec.config.peers:
-        raise ConfigError(f"--rank {rank}: run {spec.run} has ranks 0 to {spec.config.peers - 1}")
+    if rank >= spec.config.peers:
+        spec = _with_joined(store, spec, rank)
+    elif rank < 0:
+        raise ConfigError(f"--rank {rank}: ranks start at 0")
     _prepare_process(spec, env)
     events.emit("peer_started", fields={"pid": os.getpid(), "mode": spec.config.mode})
 
@@ -150,6 +153,17 @@ def _read_spec(store: S3Store, run: str, run_bucket: str, account: str | None) -
         return RunSpec.from_json(store.get(place))
     except ObjectMissing as error:
         raise ConfigError(f"there is no run {run} in bucket {run_bucket}: {error}") from error
+
+
+def _with_joined(store: S3Store, spec: RunSpec, rank: int) -> RunSpec:
+    """The run with all ranks that had joined it before this one, and this one."""
+    records = joined_ranks(store, spec.places, spec.config.peers)
+    last = spec.config.peers - 1 + len(records)
+    if rank > last:
+        raise ConfigError(f"--rank {rank}: run {spec.run} has ranks 0 to {last}; `peerless join` adds one")
+    if spec.config.mode != "sync":
+        raise ConfigError(f"--rank {rank}: nobody can join run {spec.run}, which is asynchronous")
+    return spec.including(records)
 
 
 def _prepare_process(spec: RunSpec, env: AgentEnv) -> None:

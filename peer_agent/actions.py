@@ -41,6 +41,7 @@ from peer_agent.convergence import Convergence
 from peer_agent.exchange.topology import Topology, topology
 from peer_agent.membership import Fence
 from peer_agent.meter import Meter
+from peer_agent.newcomers import UNJOINED, Newcomers
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
 from peer_agent.spool import Spool
@@ -71,6 +72,9 @@ class Machine(Protocol):
 
     @property
     def members(self) -> tuple[MemberRef, ...]: ...
+
+    @property
+    def leaving(self) -> bool: ...
 
     @property
     def contributed(self) -> bool: ...
@@ -141,6 +145,7 @@ class Actions:
             ports.store, spec.places, member, ports.clock, spec.config.membership.heartbeat_timeout_seconds
         )
         """Confirms that this process still holds its rank, before whatever it writes."""
+        self.newcomers = Newcomers(spec, member.rank, ports.store, ports.exchange.admit)
         self.trust = Trust(ports.key, member, self.frame_rules, spec.config.trust.rejections, self._find_member)
         self.records = Records(
             ports.store, spec.places, self.me, fence=self.fence.check, sign=ports.key.sign, vouch=self.trust.vouch
@@ -185,10 +190,16 @@ class Actions:
             codec=self.spec.config.exchange.codec,
             elements=self.layout.elements,
             buffers_bytes=self.layout.buffers_bytes,
-            samples_max=max(self.spec.samples),
+            samples_max=max(self.spec.samples[: self.spec.config.peers]),
+            joined=self.newcomers.samples,
             sharded=self.topology.shards([0]) > 0,
             payload_max=self._payload_max,
         )
+
+    @property
+    def _others(self) -> int:
+        """Peers that a message to everyone goes to."""
+        return len({*range(self.spec.config.peers), *self.newcomers.admitted} - {self.me.rank})
 
     @property
     def topology(self) -> Topology:
@@ -213,7 +224,7 @@ class Actions:
         """Carry out a command."""
         match command:
             case s.FindMembers(ranks):
-                return [s.MemberSeen(member) for member in map(self.trust.seek, ranks) if member is not None]
+                return self.find_members(ranks)
             case s.FindStop():
                 stop = self.records.stop()
                 return [] if stop is None else [s.StopFound(stop)]
@@ -288,7 +299,7 @@ class Actions:
             to = self.recipient()
             if to != self.me.rank:
                 self.ports.exchange.publish("frame", message, to)
-            stage.bytes_out += len(frame) + len(message) * (self.spec.config.peers - 1 if to is None else 1)
+            stage.bytes_out += len(frame) + len(message) * (self._others if to is None else 1)
         self.reception.begin(own.round)
         return [s.ContributionHeld(header)]
 
@@ -318,8 +329,23 @@ class Actions:
         guilty = self.trust.guilty(()) if attributable else frozenset()
         return [s.Guilty(guilty)] if guilty else []
 
+    def find_members(self, ranks: Iterable[int]) -> Sequence[s.Event]:
+        """Look for the claims on these ranks; whoever joined after the start is heard from here on."""
+        found = [member for member in map(self.trust.seek, ranks) if member is not None]
+        for member in found:
+            self.newcomers.admit(member)
+        return [s.MemberSeen(member) for member in found]
+
+    def find_newcomers(self) -> Sequence[s.Event]:
+        """Look whether anybody has joined the run since the last look."""
+        return self.find_members(self.newcomers.look())
+
     def _find_member(self, rank: int) -> Member | None:
-        return self.records.member(rank)
+        found = self.records.member(rank)
+        if found is None or self.newcomers.may_hold(rank):
+            return found
+        self.reject(UNJOINED, rank, None)
+        return None
 
     def tell_aggregated(self, round: int) -> None:
         """Count and show whom the step just taken left out or clipped, and what its aggregate lacks, if any."""

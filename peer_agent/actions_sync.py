@@ -22,7 +22,7 @@ from peer_agent.convergence import ConvergenceState
 from peer_agent.recovery import Recovery
 from peer_agent.reducing import Reducing
 from peer_agent.round import RoundMachine
-from peer_agent.rules import RoundRules, excluded_ranks, shards_of
+from peer_agent.rules import LEAVING, RoundRules, excluded_ranks, shards_of
 
 
 class SyncActions(Actions):
@@ -313,7 +313,8 @@ class SyncActions(Actions):
         before = {member.rank: member.incarnation for member in self.machine.members}
         after = {member.rank: member.incarnation for member in commit.members}
         for rank in sorted(before.keys() - after.keys()):
-            reason = "excluded" if rank in excluded_ranks(commit) else "silent"
+            left = "left" if rank in commit.extensions.get(LEAVING, ()) else "silent"
+            reason = "excluded" if rank in excluded_ranks(commit) else left
             self.ports.events.emit("member_dropped", round=commit.round, fields={"member": rank, "reason": reason})
         for rank, incarnation in sorted(after.items()):
             if before.get(rank) != incarnation:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from contract.records import Contributor, MemberRef
 from contract.wire import FrameHeader, Kind
@@ -20,6 +20,8 @@ class FrameRules:
     buffers_bytes: int
     samples_max: int = 2**63 - 1
     """More samples than any peer has; whoever claims more wants to own the mean."""
+    joined: Mapping[int, int] = field(default_factory=dict, compare=False)
+    """The same of ranks that joined after the start, each its own; whoever holds these rules adds to it."""
     sharded: bool = False
     """Whether contributions are cut into shards."""
     payload_max: int = 2**63 - 1
@@ -37,7 +39,7 @@ class FrameRules:
             return "codec"
         if header.elements != self.elements or header.buffers_bytes != self.buffers_bytes:
             return "shape"
-        if not 0 < header.samples <= self.samples_max:
+        if not 0 < header.samples <= self.joined.get(header.rank, self.samples_max):
             return "samples"
         if header.payload_bytes > self.payload_max:
             return "oversized"

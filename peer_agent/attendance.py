@@ -30,6 +30,7 @@ class Attendance:
         """Ranks that a commit has excluded for good."""
         self.guilty: frozenset[int] = frozenset()
         """Ranks that this peer would have excluded, with evidence."""
+        self._leaving: dict[int, int] = {}  # by rank: the incarnation that wants to go
         self._standing: dict[int, tuple[int, int]] = {}  # by rank: incarnation and round of its latest heartbeat
         self._seats: dict[int, MemberRef] = {}
         self._given_up: frozenset[int] = frozenset()
@@ -41,8 +42,10 @@ class Attendance:
         self._seats = {member.rank: member for member in self.members}
         self._given_up = self._sought = frozenset()
 
-    def heard(self, rank: int, incarnation: int, round: int) -> None:
-        """A heartbeat says where a process stands."""
+    def heard(self, rank: int, incarnation: int, round: int, leaving: bool = False) -> None:
+        """A heartbeat says where a process stands, and whether it wants to go."""
+        if leaving:
+            self._leaving[rank] = incarnation
         known = self._standing.get(rank)
         if known is None or known <= (incarnation, round):
             self._standing[rank] = (incarnation, round)
@@ -106,7 +109,7 @@ class Attendance:
         With a number of peers as quorum as many keep their seats, gone or not: a run with fewer could never commit
         again, not even to take somebody in.
         """
-        out = self.excluded | self.guilty
+        out = self.excluded | self.guilty | self.leaving
         stay = {m.rank for m in self.members if m.rank not in self.silent and m.rank not in self._given_up - set(held)}
         caught_up = {r for r, (_, at) in self._standing.items() if at >= round and r not in self.silent}
         newcomers = {
@@ -117,6 +120,12 @@ class Attendance:
             gone = [m.rank for m in self.members if m.rank not in ranks | out]
             ranks |= set(gone[: max(0, self._quorum - len(ranks))])
         return tuple(MemberRef(rank=rank, incarnation=self._latest(rank)) for rank in sorted(ranks))
+
+    @property
+    def leaving(self) -> frozenset[int]:
+        """Members that want to go."""
+        wish = self._leaving
+        return frozenset(r for r, incarnation in wish.items() if self.seat(r) and incarnation == self._latest(r))
 
     def _latest(self, rank: int) -> int:
         seat = self.seat(rank)

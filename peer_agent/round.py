@@ -48,6 +48,8 @@ class RoundMachine:
         self.attendance = Attendance(self.roster, rules.quorum)
         self.gathering = Gathering(rules.frames, self.roster, self.attendance)
         self.stop: Stop | None = None
+        self.leaving = False
+        """Whether this process takes no further part than it must until a commit drops it."""
         self._early_commit: Commit | None = None
         self._clear()
         self._handlers: dict[type, Callable[..., Iterator[s.Command]]] = {
@@ -72,6 +74,7 @@ class RoundMachine:
             s.Adopted: self._adopted,
             s.StopFound: self._stop_found,
             s.EndRequested: self._end_requested,
+            s.LeaveRequested: self._leave_requested,
             s.PollDue: self._poll_due,
             s.RoundDeadline: self._round_deadline,
             s.DeadlineReached: self._deadline_reached,
@@ -150,7 +153,7 @@ class RoundMachine:
                 yield from self._frame_arrived(frame)
 
     def _heard(self, event: s.Heard) -> Iterator[s.Command]:
-        self.attendance.heard(event.rank, event.incarnation, event.round)
+        self.attendance.heard(event.rank, event.incarnation, event.round, event.leaving)
         if event.rank != self.rules.me.rank and event.incarnation > self.roster.incarnation(event.rank):
             yield s.FindMembers((event.rank,))
 
@@ -169,6 +172,11 @@ class RoundMachine:
         self.phase, self.round = Phase.COLLECTING, round
         self.attendance.open(members)
         self._clear()
+        if self.leaving and not self.seated:
+            yield self._finish(s.LEFT)
+            return
+        if unseen := tuple(m.rank for m in members if m.incarnation > self.roster.incarnation(m.rank)):
+            yield s.FindMembers(unseen)
         yield from self.gathering.open(round, self.base)
         commit, self._early_commit = self._early_commit, None
         if commit is not None:
@@ -291,6 +299,7 @@ class RoundMachine:
             validation=self._validation or self._validation_of_frames(),
             stop=self.stop,
             excluded=self.attendance.excluded | self.attendance.guilty,
+            leaving=self.attendance.leaving,
             shards=self.rules.topology.shards([member.rank for member in self.members]),
         )
 
@@ -448,6 +457,13 @@ class RoundMachine:
     def _end_requested(self, event: s.EndRequested) -> Iterator[s.Command]:
         if self.stop is None:
             yield s.CreateStop(event.reason, max(self.round, 0))
+
+    def _leave_requested(self, _: s.LeaveRequested) -> Iterator[s.Command]:
+        """Others may count on this process until a commit says that they do not."""
+        self.leaving = True
+        self.attendance.heard(self.rules.me.rank, self.rules.me.incarnation, self.round, leaving=True)
+        if self.phase is Phase.JOINING or not self.seated:
+            yield self._finish(s.LEFT)
 
     def _stop_found(self, event: s.StopFound) -> Iterator[s.Command]:
         if self.stop is not None:

@@ -19,6 +19,8 @@ from peer_agent.signals import EPOCH_LIMIT
 
 #: Under this name a commit's extensions say into how many shards its contributions are cut.
 SHARDS = "shards"
+#: And under this one which members it drops because they want to go.
+LEAVING = "leaving"
 #: Looks into S3 without success after which the next peer does costly work in another's place.
 TAKEOVER_LOOKS = 5
 
@@ -80,17 +82,20 @@ class RoundRules:
         validation: tuple[float, float | None] | None,
         stop: Stop | None,
         excluded: Collection[int] = (),
+        leaving: Collection[int] = (),
         shards: int = 0,
     ) -> Commit:
         """The commit record as this peer would write it; writer and nonce are added by whoever writes it.
 
         `members` are those of the next round; `headers` are the contributions that count, in any order; `validation` is
-        loss and accuracy of the base weights; `excluded` are all ranks that the run has excluded so far; into so
-        many `shards` the contributions are cut.
+        loss and accuracy of the base weights; `excluded` are all ranks that the run has excluded so far; `leaving` are
+        members that go because they want to; into so many `shards` the contributions are cut.
         """
         extensions: dict[str, Any] = {"stop": stop.reason} if stop is not None else {}
         if excluded:
             extensions["excluded_ranks"] = sorted(excluded)
+        if leaving:
+            extensions[LEAVING] = sorted(leaving)
         if shards:
             extensions[SHARDS] = shards
         in_order = sorted(headers, key=lambda header: header.rank)

@@ -61,9 +61,10 @@ class Runner:
             actions.trust,
             self.spec.config.membership,
             self.spec.config.peers,
+            actions.newcomers.admitted,
         )
         self._waiting = self.machine.waiting
-        self._looked_at = self._heard_at = self.ports.clock.monotonic()
+        self._looked_at = self._heard_at = self._welcomed_at = self.ports.clock.monotonic()
 
     def run(self) -> PeerReport:
         """Take part until the end, leave a report in S3 either way, and return it.
@@ -103,7 +104,7 @@ class Runner:
             self.actions.fence.check()
         if self._end_wanted:
             reason, self._end_wanted = self._end_wanted, ""
-            self.feed(s.EndRequested(reason))
+            self.feed(s.LeaveRequested() if self._came_later else s.EndRequested(reason))
         self.feed(*self.watch.events(now))
         background, exchange = self.ports.background, self.ports.exchange
         for job in background.finished(SLICE_SECONDS if background.busy else 0.0):
@@ -119,7 +120,7 @@ class Runner:
             exchange.acknowledge(delivery)
         if not (self._spent or self.ended) and self.actions.spent:
             self._spent = True  # said once; a stop record that exists already ends the run anyway
-            self.feed(s.EndRequested(s.MAX_USD))
+            self.feed(s.LeaveRequested() if self._came_later else s.EndRequested(s.MAX_USD))
         self._look_at_the_clock()
 
     def feed(self, *events: s.Event) -> None:
@@ -201,6 +202,9 @@ class Runner:
     def _look_at_the_clock(self) -> None:
         """A look into S3 comes after each `poll_seconds` of an unchanged wait; deadlines run while others are due."""
         now, config = self.ports.clock.monotonic(), self.spec.config.exchange
+        if self.spec.config.mode == "sync" and now - self._welcomed_at >= config.poll_seconds:
+            self._welcomed_at = now
+            self.feed(*self.actions.find_newcomers())
         if self.machine.waiting != self._waiting:
             self._waiting, self._looked_at = self.machine.waiting, now
         elif now - self._looked_at >= config.poll_seconds:
@@ -224,7 +228,8 @@ class Runner:
 
         Raises RunFailed where the run ended because another peer failed.
         """
-        self.actions.conclude()
+        if self.reason != s.LEFT:
+            self.actions.conclude()
         failure = self.reason.removeprefix(FAILED) if self.reason.startswith(FAILED) else None
         report = self._report("failed" if failure else self.reason, failure)
         self.actions.records.put_report(report)
@@ -239,11 +244,11 @@ class Runner:
         to the others, so that they end within seconds, and in the report.
 
         What befell this process alone, or its way to storage and broker, is no reason for the others to end: they go
-        on without it, and it may be started again. A superseded process says nothing to anybody either: the rank, and
+        on without it, and it may be started again. Of one that joined after the start nothing is. A superseded process says nothing to anybody either: the rank, and
         its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
-        alone = is_alone(error)
+        alone = is_alone(error) or self._came_later
         self.ports.events.emit(
             "failed", round=self._round, fields={"error": text, **({"alone": True} if alone else {})}
         )
@@ -256,6 +261,11 @@ class Runner:
         with contextlib.suppress(PeerlessError):
             self.actions.conclude()
             self.actions.records.put_report(self._report("failed", text))
+
+    @property
+    def _came_later(self) -> bool:
+        """Whether the run began without this rank: then it can end without it, too."""
+        return self.actions.me.rank >= self.spec.config.peers
 
     @property
     def _round(self) -> int | None:

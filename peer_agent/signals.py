@@ -16,6 +16,8 @@ from contract.wire import FrameHeader
 EPOCH_LIMIT = "epoch_limit"
 #: Why it ends when a peer's bill has reached its limit.
 MAX_USD = "max_usd"
+#: Why it ends for one that joined after the start and has gone before the end.
+LEFT = "left"
 
 # ---------------------------------------------------------------------------------------------------------- events
 
@@ -48,6 +50,7 @@ class Heard:
     rank: int
     incarnation: int
     round: int
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,11 @@ class EndRequested:
 
 
 @dataclass(frozen=True)
+class LeaveRequested:
+    """Someone asked this process to leave; the others go on."""
+
+
+@dataclass(frozen=True)
 class PollDue:
     """Nothing has answered a wait for `poll_seconds`: time to look in S3."""
 
@@ -237,6 +245,7 @@ Event = (
     | Adopted
     | StopFound
     | EndRequested
+    | LeaveRequested
     | PollDue
     | RoundDeadline
     | DeadlineReached

@@ -6,7 +6,7 @@ A peer's own clock stands still while it cannot reach the broker: others may wel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from contract.config import MembershipConfig
@@ -30,6 +30,9 @@ class Watched(Protocol):
     @property
     def members(self) -> tuple[MemberRef, ...]: ...
 
+    @property
+    def leaving(self) -> bool: ...
+
 
 class Watch:
     """One peer's eye on the others, and on its own clock. Times are monotonic seconds."""
@@ -43,9 +46,10 @@ class Watch:
         trust: Trust,
         config: MembershipConfig,
         peers: int,
+        later: Collection[int] = (),
     ) -> None:
-        """`peers` is the number that the run began with."""
-        self._peers = peers
+        """`peers` is the number that the run began with; `later` are the ranks that joined since, as they come."""
+        self._peers, self._later = peers, later
         self._run, self._me, self._machine, self._exchange, self._trust = run, me, machine, exchange, trust
         self._timeout = config.heartbeat_timeout_seconds
         self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
@@ -55,7 +59,7 @@ class Watch:
         self._reports: dict[int, frozenset[int]] = {}  # what others say likewise
         self._silent: frozenset[int] = frozenset()
         self._round: int | None = None  # that is told to the others and whose deadline runs
-        self._told_late = False
+        self._told_late = self._told_leaving = False
         self._looked_at: float | None = None
 
     def paused(self, now: float) -> bool:
@@ -73,13 +77,13 @@ class Watch:
             self._liveness.heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round, at)
             if self._heard.get(heartbeat.rank) != heartbeat:
                 self._heard[heartbeat.rank] = heartbeat
-                yield s.Heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round)
+                yield s.Heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round, heartbeat.leaving)
         up_since = self._exchange.up_since
         self._liveness.link(up_since is not None, now if up_since is None else up_since)
         # Of the whole run's ranks, as the subscription has it: a ring of the members alone would turn with every drop,
         # and name some whom this peer does not hear.
         members = {member.rank for member in self._machine.members}
-        mine = set(watched(self._me.rank, {*range(self._peers), *members, *self._heard}))
+        mine = set(watched(self._me.rank, {*range(self._peers), *self._later, *members, *self._heard}))
         self._liveness.watch(mine & (members | self._heard.keys()), now)
         own = frozenset(self._liveness.silent(now))
         if own != self._own:
@@ -103,7 +107,7 @@ class Watch:
 
     def _report(self, silent: frozenset[int]) -> None:
         """Where not everyone hears everyone, the others cannot know."""
-        if self._peers > ALL_TO_ALL:
+        if self._peers + len(self._later) > ALL_TO_ALL:
             word = self._word(tuple(sorted(silent)))
             self._exchange.publish("silent", self._trust.key.sign(word).to_json())
 
@@ -115,17 +119,30 @@ class Watch:
     def _word(self, silent: tuple[int, ...] = ()) -> Heartbeat:
         round = max(self._machine.round, 0)
         me = self._me
-        return Heartbeat(run=self._run, rank=me.rank, incarnation=me.incarnation, round=round, silent=silent)
+        return Heartbeat(
+            run=self._run,
+            rank=me.rank,
+            incarnation=me.incarnation,
+            round=round,
+            silent=silent,
+            leaving=self._machine.leaving,
+        )
 
     def _follow_round(self, now: float) -> None:
         """Tell the others where this peer stands, and begin the clock of a new round."""
         round = self._machine.round
+        if self._machine.leaving and not self._told_leaving:
+            self._told_leaving = True
+            self._beat()
         if round == self._round:
             return
         if self._round is not None and self._round >= 0:
             self._deadline.add(self._deadline.elapsed(now))
         self._deadline.start(now)
         self._round, self._told_late = round, False
+        self._beat()
+
+    def _beat(self) -> None:
         self._exchange.beat(self._trust.key.sign(self._word()).to_json())
 
     def _heartbeats(self) -> Iterator[tuple[Heartbeat, float]]:

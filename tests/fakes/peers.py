@@ -25,6 +25,7 @@ from contract.config import RunConfig
 from contract.errors import GradientFailed
 from contract.events import EventLog
 from contract.gradients import batch_gradient
+from contract.joining import Joined, joined_ranks, take_rank
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.records import Member, PeerReport
@@ -294,11 +295,14 @@ class Cast:
         # Once the inbox stands, as `python -m peer_agent` does it.
         member = self.claim(rank, peer_id or f"peer-{rank}", key)
         exchange = SteppedExchange(inner, self.clock, waits=self.threads)
+        spec = self.spec
+        if rank >= self.config.peers:
+            spec = spec.including(joined_ranks(self.store, spec.places, self.config.peers))
         elements = Layout.of(models.build(self.spec.model)).elements
         gradients = (
-            self.gradients(self.spec, self.store, rank)
+            self.gradients(spec, self.store, rank)
             if self.gradients
-            else QuadraticGradients(rank, self.sample_counts[rank], elements)
+            else QuadraticGradients(rank, spec.samples[rank], elements)
         )
         metrics = CountingMetrics()
         ports = Ports(
@@ -312,7 +316,31 @@ class Cast:
             key=key,
         )
         actions_of_mode = SyncActions if self.config.mode == "sync" else AsyncActions
-        return Peer(Runner(actions_of_mode(self.spec, member, ports)), exchange, gradients, metrics)
+        return Peer(Runner(actions_of_mode(spec, member, ports)), exchange, gradients, metrics)
+
+    def join(self, samples: int) -> Peer:
+        """A peer with data of its own takes the next free rank and starts."""
+        spec = self.spec
+
+        def make(rank: int) -> Joined:
+            bucket = f"joined-{rank}"
+            earlier = (f"joined-{other}" for other in range(self.config.peers, rank))
+            places = spec.places.with_buckets((*earlier, bucket))
+            manifest = _put_batches(self.store, places, rank, samples, self.config.batch_size)
+            return Joined(
+                run=spec.run,
+                rank=rank,
+                samples=samples,
+                batches=len(manifest.batches),
+                bucket=bucket,
+                manifest_sha256=hashlib.sha256(manifest.to_json()).hexdigest(),
+                nonce=f"{rank}",
+            )
+
+        rank = take_rank(self.store, spec.places, self.config.peers, make).rank
+        self.peers.append(self.add(rank))
+        self.advance(rank, self.peers[rank].runner.start)
+        return self.peers[rank]
 
     def claim(self, rank: int, peer_id: str, key: SigningKey | None = None) -> Member:
         """Claim a rank as a new process would."""

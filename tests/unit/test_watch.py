@@ -44,6 +44,7 @@ class Air:
 class Machine:
     members: tuple[MemberRef, ...]
     round: int = 0
+    leaving: bool = False
 
 
 class Faith:
