@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from peer_agent import signals as s
 from peer_agent.round import Phase
@@ -17,6 +23,8 @@ class Rounds(RuleBasedStateMachine):
     """Whatever happens, the world's own assertions hold; and once the faults are over, everybody comes to the end."""
 
     world: World
+    steps = 0
+    """Events that machines have handled, over all runs."""
 
     @initialize(
         peers=st.integers(1, 5),
@@ -131,14 +139,20 @@ class Rounds(RuleBasedStateMachine):
             return
         world = self.world
         world.heal()
+        Rounds.steps += world.steps
         for process in world.processes.values():
             assert process.finished in ("epoch_limit", "interrupted"), (process.ref, process.failed)
         assert len({p.machine.base for p in world.processes.values() if p.machine.base and p.machine.round >= 0}) <= 1
         assert max(world.commits) <= ROUNDS
 
 
-#: 150 runs of up to 80 steps, each of which is up to dozens of events: well over 10,000 steps of the machine.
-Rounds.TestCase.settings = settings(
+SETTINGS = settings(
     max_examples=150, stateful_step_count=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-TestRounds = Rounds.TestCase
+
+
+def test_arbitrary_interleavings_losses_and_crashes() -> None:
+    """150 runs of up to 80 rules, each of which is up to dozens of steps: events that a peer's machine handles."""
+    Rounds.steps = 0
+    run_state_machine_as_test(Rounds, settings=SETTINGS)
+    assert Rounds.steps >= 10_000
