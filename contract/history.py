@@ -64,7 +64,9 @@ class ResumePoint:
     places: Places
     """Of the origin's run."""
     weights_sha256: str
-    """Hash of the weights that the new run starts from; they lie at `places.weights` and belong into the new run's."""
+    """Hash of the weights that the new run starts from."""
+    stored: bool
+    """Whether those lie at `places.weights`, and belong into the new run's; otherwise replaying leads to them."""
     checkpoint_round: int
     """The round of the state from which peers start: of a checkpoint, or 0."""
     repeated_rounds: int
@@ -171,11 +173,14 @@ class History:
         end = self._spec.first_round if last is None else last.round + 1
         weights = self._spec.initial_weights if last is None else last.weights_sha256
         steps = [*start.inherited, *(step for step in start.own if step.round < end)]
-        if start.round + len(steps) == end and self._held(self._spec.places, weights) and self._replayable(steps):
+        stored = self._held(self._spec.places, weights)
+        within_reach = stored or self._held(start.places, start.weights_sha256)
+        if start.round + len(steps) == end and within_reach and self._replayable(steps):
             return ResumePoint(
                 origin=Origin(run=self._spec.run, round=end),
                 places=self._spec.places,
                 weights_sha256=weights,
+                stored=stored,
                 checkpoint_round=start.round,
                 repeated_rounds=0,
             )
@@ -185,6 +190,7 @@ class History:
             origin=Origin(run=start.places.run, round=start.round),
             places=start.places,
             weights_sha256=start.weights_sha256,
+            stored=True,
             checkpoint_round=start.round,
             repeated_rounds=end - start.round,
         )

@@ -100,6 +100,10 @@ class Places:
         """Weights named by their hash, 64 hexadecimal digits."""
         return self._passing(f"weights/{sha256}")
 
+    def wanted(self, sha256: str) -> Place:
+        """That somebody looks for weights which nobody has put (`Wanted`), created once."""
+        return self._passing(f"wanted/{sha256}")
+
     def contribution(self, round: int, rank: int, incarnation: int) -> Place:
         """A peer's frame for a round."""
         return self._passing(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")

@@ -88,7 +88,7 @@ class Commit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Record):
-    """The weights after a round: their hash (hex) and where they are stored."""
+    """The weights after a round: their hash (hex), and where they lie if anybody needs them."""
 
     NAME: ClassVar[str] = "result record"
 
@@ -167,6 +167,24 @@ class Reduced(Record):
     version: int = 1
     run: str
     round: int
+    writer: MemberRef
+    signature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Record):
+    """The writer's arithmetic has led it to other weights than the recorded ones, which it asks for.
+
+    A message, and a marker in S3 that is created once.
+    """
+
+    NAME: ClassVar[str] = "wish for weights"
+
+    version: int = 1
+    run: str
+    round: int
+    """The round that starts from the weights."""
+    weights_sha256: str
     writer: MemberRef
     signature: str = ""
 

@@ -63,7 +63,8 @@ class RunSpec:
     rounds_per_epoch: int
     """As `rounds_per_epoch(batches, config.batches_per_round)`."""
     initial_weights: str
-    """Hash (hex) of the weights that the first round starts from; they lie at `places.weights(initial_weights)`."""
+    """Hash (hex) of the weights that the first round starts from. They lie at `places.weights(initial_weights)`, but
+    for a run with an `origin`, where replaying may lead to them instead."""
     validation: ValidationSet
     state_machines: tuple[str, ...]
     """ARN per rank; "" where the peer computes in its own process."""

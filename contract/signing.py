@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from contract import wire
 from contract.errors import NonFiniteGradient
 from contract.header import SIGNATURE_AT, SIGNATURE_BYTES, FrameHeader, pack_header
-from contract.records import Checkpoint, Commit, Heartbeat, Member, Reduced, Result, Stop
+from contract.records import Checkpoint, Commit, Heartbeat, Member, Reduced, Result, Stop, Wanted
 
-Signed = Commit | Result | Stop | Checkpoint | Member | Heartbeat | Reduced
+Signed = Commit | Result | Stop | Checkpoint | Member | Heartbeat | Reduced | Wanted
 """Records that carry a signature."""
-R = TypeVar("R", Commit, Result, Stop, Checkpoint, Member, Heartbeat, Reduced)
+R = TypeVar("R", Commit, Result, Stop, Checkpoint, Member, Heartbeat, Reduced, Wanted)
 
 _FRAME_DOMAIN = b"peerless frame 1\0"
 _SIGNATURE_END = SIGNATURE_AT + SIGNATURE_BYTES

@@ -40,9 +40,11 @@ CREATED_ONCE = (
 CONTRIBUTIONS = "expiring/*/contributions/*"
 SHARDS = "expiring/*/shards/*"
 COMMON_STATES = "expiring/*/checkpoints/*/common"
+#: Wishes for weights that nobody has put, by their hash.
+WANTED = "expiring/*/wanted/*"
 #: Weights that are a peer's own (asynchronous mode).
 OWN_WEIGHTS = "expiring/*/own-weights/*"
-PASSING_ONCE = (CONTRIBUTIONS, SHARDS, COMMON_STATES, OWN_WEIGHTS)
+PASSING_ONCE = (CONTRIBUTIONS, SHARDS, COMMON_STATES, WANTED, OWN_WEIGHTS)
 #: What the writer of a round's result removes when it is no longer needed, be it whose it may.
 CLEARED = ("expiring/*/weights/*", CONTRIBUTIONS, SHARDS, "expiring/*/checkpoints/*", OWN_WEIGHTS)
 #: Claims on ranks, created or replaced under a condition (`If-None-Match`, `If-Match`).
@@ -255,6 +257,7 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
                     SHARDS,
                     COMMON_STATES,
                     f"expiring/*/checkpoints/*/{name}-*",
+                    WANTED,
                     f"expiring/*/alive/{name}",
                     "runs/*/commits/*",
                     "runs/*/results/*",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
 import socket
 import sys
@@ -48,7 +49,7 @@ from peer_agent.background import Threads
 from peer_agent.compute import gradient_service
 from peer_agent.exchange import open_exchange
 from peer_agent.keyring import USE
-from peer_agent.membership import claim
+from peer_agent.membership import ARITHMETIC, claim
 from peer_agent.metrics import StageMetrics
 from peer_agent.records import Records, new_nonce
 from peer_agent.runner import Runner, is_alone
@@ -130,12 +131,18 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         rank=rank,
         peer_id=arguments.peer_id or f"{socket.gethostname()}-{rank}",
         nonce=new_nonce(),
-        resources={"cores": os.cpu_count() or 1},
+        resources={"cores": os.cpu_count() or 1, ARITHMETIC: _arithmetic()},
         public_keys={USE: ports.key.public},
         is_dropped=lambda held: _is_dropped(store, spec, held),
         sign=ports.key.sign,
     )
     return Runner(_MODES[spec.config.mode](spec, member, ports))
+
+
+def _arithmetic() -> str:
+    """What decides how this process rounds, as far as it can be told."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {platform.machine()}, {capability}, {torch.get_num_threads()} threads"
 
 
 def _is_dropped(store: S3Store, spec: RunSpec, held: MemberRef) -> bool:

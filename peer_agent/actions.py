@@ -23,6 +23,7 @@ from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
 from contract.events import EventLog
 from contract.extensions import MAX_SHARDS
+from contract.history import History
 from contract.objective import Evaluation
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
@@ -152,7 +153,7 @@ class Actions:
         )
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
         self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
-        self.update = self.fresh_update(*self.shelf.get(spec.initial_weights))
+        self.update = self.fresh_update(*self._first_weights())
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
         self.contributions = Contributions(
             spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt
@@ -172,6 +173,14 @@ class Actions:
         """Hash of the weights that the run hands over; empty until they are known."""
         self.best_loss: float | None = None
         self._own: _Own | None = None
+
+    def _first_weights(self) -> tuple[NDArray[np.float32], Buffers]:
+        """Those that the run starts from; where it goes on from another and nobody has put them, those of the
+        checkpoint that leads there."""
+        if self.spec.origin is None or self.ports.store.head(self.spec.places.weights(self.spec.initial_weights)):
+            return self.shelf.get(self.spec.initial_weights)
+        start = History(self.ports.store, self.spec).start()
+        return self.shelf.get(start.weights_sha256, start.places)
 
     def fresh_update(self, flat: NDArray[np.float32], buffers: Buffers) -> Update:
         """Weights without a history."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from peer_agent.actions import Actions, Ports
 from peer_agent.barrier import Retention
 from peer_agent.checkpoint import Checkpoints, capture_common, capture_own, restore_common, restore_own
 from peer_agent.convergence import ConvergenceState
+from peer_agent.membership import ARITHMETIC
 from peer_agent.recovery import Recovery
 from peer_agent.reducing import Reducing
 from peer_agent.round import RoundMachine
@@ -68,6 +70,8 @@ class SyncActions(Actions):
                 quorum=spec.config.membership.quorum,
                 checkpoint_every=every,
                 topology=self.topology,
+                arithmetic=str(member.resources.get(ARITHMETIC, "")),
+                read_by_workers=spec.config.compute.service == "lambda",
             )
         )
 
@@ -107,8 +111,8 @@ class SyncActions(Actions):
                 return []
             case s.Apply(commit, headers):
                 return self._apply(commit, headers)
-            case s.WriteResult(round, weights_sha256):
-                return self._write_result(round, weights_sha256)
+            case s.WriteResult(round, weights_sha256, store):
+                return self._write_result(round, weights_sha256, store)
             case s.FindResult(round):
                 result = self.records.result(round)
                 return [s.ResultMissing(round) if result is None else s.ResultFound(result)]
@@ -116,6 +120,10 @@ class SyncActions(Actions):
                 return self._passed(result)
             case s.Adopt(round, weights_sha256):
                 return self._adopt(round, weights_sha256)
+            case s.FindWanted(weights_sha256):
+                return [s.Wanted(weights_sha256)] if self.records.is_wanted(weights_sha256) else []
+            case s.Share(round):
+                return self._share(round)
             case s.CreateStop(reason, round):
                 stop, won = self.records.create_stop(reason, round)
                 self._announce("stop", stop, won)
@@ -132,13 +140,22 @@ class SyncActions(Actions):
 
     def _catch_up(self) -> Iterable[s.Event]:
         caught_up, replayed = Recovery(self.spec, self.me.rank, self.ports.store, self, self.trust.vouch).catch_up()
-        if self.convergence.best_weights and self.spec.origin is not None:
-            earlier = History(self.ports.store, self.spec).legs[1:]
-            self.shelf.bring(self.convergence.best_weights, [leg.places for leg in earlier])
+        if self.spec.origin is not None:
+            self._bring_weights()
         if caught_up.members is not None or replayed:
             fields = {"replayed": replayed, "base_weights": caught_up.base_weights}
             self.ports.events.emit("caught_up", round=caught_up.round, fields=fields)
         return [caught_up]
+
+    def _bring_weights(self) -> None:
+        """Have in this run what it may hand over of an earlier one: the best weights, and those that it starts from."""
+        starts_from, best = self.spec.initial_weights, self.convergence.best_weights
+        one_for_all = self.me.rank == 0 or self.machine.rules.read_by_workers
+        if one_for_all and self.update.weights_sha256 == starts_from:
+            self.shelf.ensure(self.spec.first_round, self.update)
+        if best and best != starts_from:
+            earlier = History(self.ports.store, self.spec).legs[1:]
+            self.shelf.bring(best, [leg.places for leg in earlier])
 
     @property
     def base(self) -> str:
@@ -176,11 +193,12 @@ class SyncActions(Actions):
         places = None if own_run else step.places
         whole = () if shards_of(commit) else commit.contributors
         headers = tuple(self.contributions.fetch(listed, commit.round, places) for listed in whole)
-        loss, base = commit.validation_loss, self.update.weights_sha256
+        loss, base = commit.validation_loss, commit.base_weights.get("0", self.update.weights_sha256)
         stop = "" if loss is None else self.decide(commit.round, base, loss)
         self._step(commit, headers, places)
         if self.update.weights_sha256 != result.weights_sha256:
-            self.update.adopt(*self.shelf.get(result.weights_sha256, step.places))
+            with contextlib.suppress(ObjectMissing):  # those of the last round alone must be had
+                self.update.adopt(*self.shelf.get(result.weights_sha256, step.places))
         self.spool.forget_through(commit.round)
         if own_run:
             self.retention.passed(result, self.convergence.best_weights)
@@ -195,6 +213,7 @@ class SyncActions(Actions):
                 own = capture_own(feedback, self.me, run=self.spec.run, round=round, includes_next=includes_next)
                 stage.bytes_out += self.checkpoints.write_own(round, own)
             if common:
+                stage.bytes_out += self.shelf.ensure(round, self.update)
                 convergence = self._before_closing or self.convergence
                 blob = capture_common(
                     self.update, convergence, run=self.spec.run, round=round, rounds_applied=self.rounds_applied
@@ -208,7 +227,7 @@ class SyncActions(Actions):
         """The run has ended: keep what another run can go on from."""
         super().conclude()
         if self._last is not None:
-            self._write_checkpoint(self._stands_at, self._last.members, self._last.writer == self.me)
+            self._write_checkpoint(self._stands_at, self._last.members, self._last.writer.rank == self.me.rank)
 
     def _tell_waiting(self, round: int, ranks: Sequence[int], needed: int) -> Iterable[s.Event]:
         self.ports.events.emit("waiting", round=round, fields={"for": list(ranks), "needed": needed})
@@ -226,7 +245,7 @@ class SyncActions(Actions):
 
     def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> Iterable[s.Event]:
         sharding = self.sharding()
-        for member in members:
+        for member in self.contributions.there(round, members):
             try:
                 if sharding is None:
                     found = self.contributions.find(round, member)
@@ -321,16 +340,23 @@ class SyncActions(Actions):
                 fields = {"member": rank, "incarnation": incarnation}
                 self.ports.events.emit("member_joined", round=commit.round, fields=fields)
 
-    def _write_result(self, round: int, weights_sha256: str) -> Iterable[s.Event]:
-        """The object first, the record that names it afterwards."""
+    def _write_result(self, round: int, weights_sha256: str, store: bool) -> Iterable[s.Event]:
+        """The object first where anybody will read it, the record that names it afterwards."""
         self.reception.end()
         with self.ports.metrics.stage("send", round) as stage:
-            stage.bytes_out += self.shelf.put(round + 1, self.update)
+            if store:
+                stage.bytes_out += self.shelf.put(round + 1, self.update)
             result, won = self.records.create_result(round, weights_sha256)
             self._announce("result", result, won)
-        if result.weights_sha256 != weights_sha256:
+        if store and result.weights_sha256 != weights_sha256:
             self.shelf.delete([weights_sha256])  # another's were recorded, so these are nobody's base
         return [s.ResultFound(result)]
+
+    def _share(self, round: int) -> Iterable[s.Event]:
+        """Put the weights that `round` starts from, for whoever rounds otherwise."""
+        with self.ports.metrics.stage("send", round) as stage:
+            stage.bytes_out += self.shelf.put(round, self.update)
+        return []
 
     def _passed(self, result: Result) -> Iterable[s.Event]:
         self.reception.end()
@@ -341,7 +367,11 @@ class SyncActions(Actions):
     def _adopt(self, round: int, weights_sha256: str) -> Iterable[s.Event]:
         """Another processor or kernel may round differently: go on from what is recorded, and say so (invariant 4)."""
         own = self.update.weights_sha256
-        self.update.adopt(*self.shelf.get(weights_sha256))
+        try:
+            self.update.adopt(*self.shelf.get(weights_sha256))
+        except ObjectMissing:
+            self.ports.exchange.publish("wanted", self.records.want(round + 1, weights_sha256).to_json())
+            return []
         fields = {"own_weights": own, "recorded_weights": weights_sha256}
         self.ports.events.emit("weights_adopted", round=round, fields=fields)
         return [s.Adopted(round, weights_sha256)]

@@ -42,6 +42,12 @@ class WeightsShelf:
         )
         return self.store.put(self.places.weights(update.weights_sha256), blob).size
 
+    def ensure(self, round: int, update: Update) -> int:
+        """Have the current weights of `update` in S3; returns the bytes that this took."""
+        if self.store.head(self.places.weights(update.weights_sha256)) is not None:
+            return 0
+        return self.put(round, update)
+
     def get(self, sha256: str, places: Places | None = None) -> tuple[NDArray[np.float32], Buffers]:
         """Weights by hash, of this run or that of `places`: flat (n,) float32 and buffers. Raises ObjectMissing,
         CorruptObject, WeightsMismatch."""

@@ -74,13 +74,17 @@ class Gathering:
         """A frame that waited for its sender's claim to be known."""
         return self._unknown.pop(rank, None)
 
-    def keep(self, header: FrameHeader) -> None:
-        """A contribution to this round or the next is held."""
+    def keep(self, header: FrameHeader) -> list[s.Command]:
+        """A contribution to this round or the next is held. One that set out before its round opened, and does not fit
+        it, is rejected."""
         if header.round == self._round + 1:
             self._early[header.rank] = header
         elif header.round == self._round:
             self.pending.discard(header.rank)
+            if reason := self.unfit(header):
+                return [s.Reject(reason, header.rank, header.round, header)]
             self.held[header.rank] = header
+        return []
 
     def give_up(self, header: FrameHeader) -> None:
         """A contribution that was on its way does not come."""

@@ -18,6 +18,8 @@ from contract.records import Member, MemberRef
 from contract.store import ObjectStore
 from peer_agent.keyring import inherit
 
+#: Under this name a claim's resources say what decides how its process rounds.
+ARITHMETIC = "arithmetic"
 #: Incarnation of the first process that holds a rank.
 FIRST_INCARNATION = 1
 _ATTEMPTS = 5
@@ -26,18 +28,28 @@ _ATTEMPTS = 5
 class Roster:
     """The processes that hold the ranks of a run, as far as this peer has seen their claims. Pure."""
 
-    def __init__(self, me: MemberRef, peers: int) -> None:
-        """`peers` ranks from 0 are expected at the start; this peer counts as seen."""
+    def __init__(self, me: MemberRef, peers: int, arithmetic: str = "") -> None:
+        """`peers` ranks from 0 are expected at the start; this peer counts as seen. `arithmetic` is what its own claim
+        says of that."""
         self._me = me
         self._expected = range(peers)
         self._seen: dict[int, MemberRef] = {me.rank: me}
+        self._unseen = {*self._expected} - {me.rank}
+        self._arithmetic = {me.rank: arithmetic}
 
     def see(self, member: Member) -> bool:
         """Note a claim; True when it is news. The highest incarnation of a rank holds it."""
         if member.rank == self._me.rank or self.incarnation(member.rank) >= member.incarnation:
             return False
+        self._unseen.discard(member.rank)
         self._seen[member.rank] = MemberRef(rank=member.rank, incarnation=member.incarnation)
+        self._arithmetic[member.rank] = str(member.resources.get(ARITHMETIC, ""))
         return True
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the processes seen may round differently, by what their claims say."""
+        return len(set(self._arithmetic.values())) > 1
 
     def incarnation(self, rank: int) -> int:
         """The latest incarnation known of a rank; 0 where nobody is known to hold it."""
@@ -48,9 +60,14 @@ class Roster:
         return member.rank == self._me.rank and member.incarnation > self._me.incarnation
 
     @property
+    def complete(self) -> bool:
+        """Whether somebody is known to hold each expected rank."""
+        return not self._unseen
+
+    @property
     def missing(self) -> tuple[int, ...]:
         """Expected ranks that nobody is known to hold."""
-        return tuple(rank for rank in self._expected if rank not in self._seen)
+        return tuple(sorted(self._unseen))
 
     @property
     def members(self) -> tuple[MemberRef, ...]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from contract.errors import CorruptObject, ObjectMissing
 from contract.keys import Place, Places
-from contract.records import Commit, Member, MemberRef, PeerReport, Result, Stop
+from contract.records import Commit, Member, MemberRef, PeerReport, Result, Stop, Wanted
 from contract.store import ObjectStore
 
 R = TypeVar("R", Commit, Result, Stop)
@@ -49,7 +49,7 @@ class Records:
         return self._create(self._places.commit(draft.round), draft)
 
     def create_result(self, round: int, weights_sha256: str) -> tuple[Result, bool]:
-        """Record the weights after `round`, which must lie in S3 already; likewise."""
+        """Record the weights after `round`, which lie in S3 already where anybody will read them; likewise."""
         weights = self._places.weights(weights_sha256)
         result = Result(
             run=self._places.run,
@@ -76,6 +76,17 @@ class Records:
             nonce="",
         )
         return self._create(self._places.stop(), stop)
+
+    def want(self, round: int, weights_sha256: str) -> Wanted:
+        """Leave word in S3 that this peer needs the weights that `round` starts from, which nobody has put."""
+        wanted = self._sign(Wanted(run=self._places.run, round=round, weights_sha256=weights_sha256, writer=self._me))
+        self._fence()
+        self._store.create(self._places.wanted(weights_sha256), wanted.to_json())
+        return wanted
+
+    def is_wanted(self, weights_sha256: str) -> bool:
+        """Whether anybody has left such word."""
+        return self._store.head(self._places.wanted(weights_sha256)) is not None
 
     def commit(self, round: int) -> Commit | None:
         """The commit record of `round`, or None."""

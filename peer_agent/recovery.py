@@ -70,17 +70,20 @@ class Recovery:
             raise CorruptObject(f"run {start.places.run} lacks a result, so nothing can go on from it")
         self._replica.restore(start, residual_survives(self._rank, [commit for _, commit, _ in due]))
         last = self._before(start)
-        round, ended = start.round, ""
+        round, ended, recorded = start.round, "", start.weights_sha256
         for step, commit, result in due:
             stop = self._replica.replay(step, commit, result)
+            recorded = result.weights_sha256
             last, round = (commit if step.places.run == self._spec.run else None), commit.round + 1
             if last is not None and (commit.final or stop):
                 ended = reason_to_end(commit, stop)
                 break
+        base = self._replica.base
+        astray = "" if recorded == base else recorded
         if last is None:
-            return s.CaughtUp(round, self._replica.base, None), len(due)
+            return s.CaughtUp(round, base, None, recorded=astray), len(due)
         past = frozenset(contributor.digest for contributor in last.contributors)
-        caught_up = s.CaughtUp(round, self._replica.base, last.members, past, excluded_ranks(last), ended)
+        caught_up = s.CaughtUp(round, base, last.members, past, excluded_ranks(last), ended, astray)
         return caught_up, round - start.round
 
     def _before(self, start: Start) -> Commit | None:

@@ -14,7 +14,9 @@ process that is none *observes*: it computes nothing, applies every commit, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
+from itertools import islice
 
 from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
 from contract.records import Commit, MemberRef, Result, Stop
@@ -44,13 +46,15 @@ class RoundMachine:
         self.phase = Phase.JOINING
         self.round = -1  # the round before the first one, until all members are known: its frames count as early ones
         self.base = ""
-        self.roster = Roster(rules.me, rules.peers)
+        self.roster = Roster(rules.me, rules.peers, rules.arithmetic)
         self.attendance = Attendance(self.roster, rules.quorum)
         self.gathering = Gathering(rules.frames, self.roster, self.attendance)
         self.stop: Stop | None = None
         self.leaving = False
         """Whether this process takes no further part than it must until a commit drops it."""
         self._early_commit: Commit | None = None
+        self._astray: s.CaughtUp | None = None  # caught up, and with other weights than the recorded ones
+        self._differing = False  # somebody's arithmetic has led to other weights than this one's
         self._clear()
         self._handlers: dict[type, Callable[..., Iterator[s.Command]]] = {
             s.Started: self._started,
@@ -72,6 +76,7 @@ class RoundMachine:
             s.ResultFound: self._result_found,
             s.ResultMissing: self._result_missing,
             s.Adopted: self._adopted,
+            s.Wanted: self._wanted,
             s.StopFound: self._stop_found,
             s.EndRequested: self._end_requested,
             s.LeaveRequested: self._leave_requested,
@@ -95,6 +100,11 @@ class RoundMachine:
     def leader(self) -> MemberRef:
         """Who commits this round and records its result, in turn."""
         return self.rules.leader(self.attendance, self.round)
+
+    @property
+    def succession(self) -> tuple[int, ...]:
+        """Ranks whose turn it is to lead this round, up to the first that is there; empty while nobody takes part."""
+        return tuple(member.rank for member in self.rules.succession(self.attendance, self.round))
 
     @property
     def validator(self) -> MemberRef | None:
@@ -123,6 +133,11 @@ class RoundMachine:
         yield s.CatchUp()
 
     def _caught_up(self, event: s.CaughtUp) -> Iterator[s.Command]:
+        self._astray = event if event.recorded else None
+        if event.recorded:
+            self.phase, self.round, self.base, self._differing = Phase.JOINING, event.round - 1, "", True
+            yield s.Adopt(self.round, event.recorded)
+            return
         self.base = event.base_weights
         self.gathering.expect(event.round, event.past)
         self.attendance.excluded = event.excluded
@@ -147,7 +162,7 @@ class RoundMachine:
         if self.roster.supersedes(member):
             yield self._fail(Superseded(f"rank {self.rules.me.rank} was taken over by {member.peer_id}"))
         elif self.roster.see(member):
-            if self.phase is Phase.JOINING and self.base and not self.roster.missing:
+            if self.phase is Phase.JOINING and self.base and self.roster.complete:
                 yield from self._open(self.round + 1, self.roster.members)
             if frame := self.gathering.claimed(member.rank):
                 yield from self._frame_arrived(frame)
@@ -204,6 +219,7 @@ class RoundMachine:
         self._making: frozenset[int] = frozenset()  # that this peer has set out to average
         self._reduced = False  # somebody says that they all do
         self._late = False  # the round's deadline has passed
+        self._shared = False  # the weights that this round starts from have been put for somebody
         self._looks = 0
 
     @property
@@ -222,15 +238,15 @@ class RoundMachine:
     def _contribution_held(self, event: s.ContributionHeld) -> Iterator[s.Command]:
         header = event.header
         if header.round != self.round or self.phase is Phase.COLLECTING:
-            self.gathering.keep(header)
+            yield from self.gathering.keep(header)
             yield from self._commit_in_turn()
         elif self.phase is Phase.APPLYING and self._commit is not None:
             if header.digest not in {contributor.digest for contributor in self._commit.contributors}:
                 return  # on its way when the commit came, which lists another
-            self.gathering.keep(header)
             if reason := self.gathering.unfit(header):
                 self._void.add(header.rank)
                 yield s.Reject(reason, None, header.round, header)
+            self.gathering.held[header.rank] = header
             yield from self._apply_when_all_held()
 
     def _hold_failed(self, event: s.HoldFailed) -> Iterator[s.Command]:
@@ -265,6 +281,15 @@ class RoundMachine:
             and not self.gathering.pending
             and self.attendance.suffices(self.gathering.held, self._late)
         )
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether this peer looks for others' contributions. Those that are announced to the leader alone are for the
+        next one only when it seems to do nothing: sought by everyone, they would be as many requests for each peer as
+        there are peers."""
+        leader = self.leader
+        told = self.rules.topology.recipient("frame", leader=leader.rank, writer=leader.rank)
+        return told is None or self._looks >= self._patience(leader)
 
     def _commit_in_turn(self) -> Iterator[s.Command]:
         # The turn first: it costs little, and most peers most of the time have none.
@@ -355,10 +380,11 @@ class RoundMachine:
             yield s.Apply(self._commit, ())
             return
         live = {member.rank for member in self._commit.members} - self.attendance.silent
+        ranks, turns = [member.rank for member in self.members], 1 + self._looks // TAKEOVER_LOOKS
         for shard in (shard for shard in missing if shard not in self._making):
-            makers = self.rules.topology.makers(shard, [member.rank for member in self.members], live)
-            mine = makers.index(self.rules.me.rank) if self.rules.me.rank in makers else len(makers)
-            if self._looks >= TAKEOVER_LOOKS * mine:
+            makers = list(islice(self.rules.topology.makers(shard, ranks, live), turns))
+            # Whoever is no maker, for the commit drops it, comes after all those who are.
+            if self.rules.me.rank in makers or len(makers) < turns:
                 self._making |= {shard}
                 yield s.MakeShard(self._commit, shard)
 
@@ -413,7 +439,10 @@ class RoundMachine:
 
     def _write_result(self) -> Iterator[s.Command]:
         assert self._own is not None
-        yield s.WriteResult(self.round, self._own.weights_sha256)
+        assert self._commit is not None
+        last = self._commit.final or bool(self._own.stop)
+        store = last or self._differing or self.roster.mixed or self.rules.are_read(self.round + 1)
+        yield s.WriteResult(self.round, self._own.weights_sha256, store)
 
     def _result_found(self, event: s.ResultFound) -> Iterator[s.Command]:
         result = event.result
@@ -432,11 +461,30 @@ class RoundMachine:
         if result.weights_sha256 == self._own.weights_sha256:
             yield from self._pass(result.weights_sha256)
         else:
+            self._differing = True
             yield s.Adopt(self.round, result.weights_sha256)
 
     def _adopted(self, event: s.Adopted) -> Iterator[s.Command]:
         if event.round == self.round and self.phase is Phase.BARRIER:
             yield from self._pass(event.weights_sha256)
+        elif self._astray is not None and self._astray.recorded == event.weights_sha256:
+            yield from self._caught_up(replace(self._astray, base_weights=event.weights_sha256, recorded=""))
+
+    @property
+    def sought(self) -> str:
+        """Hash of the recorded weights that this peer cannot go on without; empty where it holds them."""
+        if self._astray is not None:
+            return self._astray.recorded
+        return self._result.weights_sha256 if self._result is not None and self.phase is Phase.BARRIER else ""
+
+    def _wanted(self, event: s.Wanted) -> Iterator[s.Command]:
+        """Results of machines that round alike need no weights beside them; here are some that do not."""
+        self._differing = True
+        if event.weights_sha256 != self.base or self.phase is not Phase.COLLECTING or self._shared:
+            return
+        if self._looks >= self._patience(self.rules.leader(self.attendance, self.round - 1)):
+            self._shared = True
+            yield s.Share(self.round)
 
     def _pass(self, weights: str) -> Iterator[s.Command]:
         """Everyone holds the recorded weights: on to the next round, or the end."""
@@ -476,20 +524,28 @@ class RoundMachine:
 
     def _poll_due(self, _: s.PollDue) -> Iterator[s.Command]:
         self._looks += 1
-        if self.phase is Phase.JOINING:
+        if self._astray is not None:
+            yield s.CatchUp()  # by now there may be later weights, put for whoever rounds otherwise
+        elif self.phase is Phase.JOINING:
             yield s.FindMembers(self.roster.missing)
             yield s.FindStop()
         elif self.phase is Phase.COLLECTING:
             yield s.FindStop()
             yield s.FindCommit(self.round)
+            if not (self._shared or self.rules.are_read(self.round)):
+                yield s.FindWanted(self.base)
         elif self.phase is Phase.REDUCING and self._commit is not None:
             yield s.FindShards(self.round, shards_of(self._commit))
             yield s.FindResult(self.round)
+        elif self.phase is Phase.BARRIER and self._result is not None:
+            yield s.Adopt(self.round, self._result.weights_sha256)
+            if self._looks % TAKEOVER_LOOKS == 0 and self.phase is Phase.BARRIER:
+                yield s.CatchUp()  # the others may have gone on
         elif self.phase is Phase.BARRIER:
             yield s.FindResult(self.round)
 
     def _commit_missing(self, event: s.CommitMissing) -> Iterator[s.Command]:
-        if self.phase is Phase.JOINING and self.stop is not None:
+        if self.phase is Phase.JOINING and self.stop is not None and self._astray is None:
             yield self._finish(self.stop.reason)
         if event.round != self.round or self.phase is not Phase.COLLECTING:
             return
@@ -500,7 +556,7 @@ class RoundMachine:
                 yield from self._validate()
         elif self._sufficient and self.seated:
             yield s.CreateCommit(self._draft())
-        elif self._looks and not self._closing:  # a look right after catching up asks for the commit alone
+        elif self._looks and not self._closing and self._gathers:  # right after catching up only the commit is sought
             yield s.FindContributions(self.round, self.attendance.absent(self.gathering.held))
 
     def _result_missing(self, event: s.ResultMissing) -> Iterator[s.Command]:
@@ -520,7 +576,10 @@ class RoundMachine:
 
     def _deadline_reached(self, event: s.DeadlineReached) -> Iterator[s.Command]:
         """Whoever lives and delivers nothing is given up; a round below its quorum goes on waiting, and says so."""
-        if self.phase is Phase.JOINING:
+        if sought := self.sought:
+            text = f"the weights {sought} are recorded, and nobody who holds them has put them within"
+            yield self._fail(RunFailed(f"{text} {event.seconds:g} s; resume the run from its last checkpoint"))
+        elif self.phase is Phase.JOINING:
             text = f"{ranks_named(self.roster.missing)} did not arrive within {event.seconds:g} s"
             yield self._fail(RunFailed(text))
         elif self.phase is Phase.COLLECTING and not self._closing:

@@ -6,7 +6,7 @@ evaluation) only after a while, and then by one peer after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,15 @@ class RoundRules:
     """Rounds from one checkpoint to the next; 0 for none."""
     topology: Topology = AllGather()  # noqa: RUF009 (frozen)
     """What a peer needs before it can apply a commit, and who makes it."""
+    arithmetic: str = ""
+    """What decides how this process rounds, as its claim says it."""
+    read_by_workers: bool = False
+    """Whether gradients are computed by processes that read every round's weights from S3."""
+
+    def are_read(self, round: int) -> bool:
+        """Whether the weights that `round` starts from are read from S3 in any case: by workers, or at the end, for
+        which those that have been validated are candidates."""
+        return self.read_by_workers or self.validation(round) is not None or round >= self.rounds
 
     def is_checkpoint(self, round: int) -> bool:
         """Whether the state from which `round` starts is kept."""
@@ -56,6 +65,10 @@ class RoundRules:
     def leader(self, attendance: Attendance, round: int) -> MemberRef:
         """Who commits a round and records its result: in turn, but for those who are gone."""
         return attendance.turn(round + 1)
+
+    def succession(self, attendance: Attendance, round: int) -> Iterator[MemberRef]:
+        """Whose turn that is, one after the other, up to its leader."""
+        return attendance.succession(round + 1)
 
     def validator(self, attendance: Attendance, round: int) -> MemberRef | None:
         """Who evaluates the weights that a round starts from, likewise; None where nobody does."""

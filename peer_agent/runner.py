@@ -13,7 +13,7 @@ from typing import Any
 
 from contract import wire
 from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
-from contract.records import Commit, Heartbeat, Member, PeerReport, Reduced, Result, Stop
+from contract.records import Commit, Heartbeat, Member, PeerReport, Reduced, Result, Stop, Wanted
 from peer_agent import signals as s
 from peer_agent.actions import Actions
 from peer_agent.ports import Delivery
@@ -34,6 +34,7 @@ _RECORDS: dict[str, tuple[Any, Any]] = {
     "result": (Result, s.ResultFound),
     "stop": (Stop, s.StopFound),
     "reduced": (Reduced, lambda word: s.AllReduced(word.round)),
+    "wanted": (Wanted, lambda word: s.Wanted(word.weights_sha256)),
 }
 
 

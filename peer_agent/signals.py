@@ -41,6 +41,9 @@ class CaughtUp:
     """Ranks that commits have excluded."""
     ended: str = ""
     """Why the run is over already; empty while it goes on."""
+    recorded: str = ""
+    """Hash of the weights that are recorded for `round`, where this peer's arithmetic has led to others and those do
+    not lie in S3; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,13 @@ class Adopted:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Somebody's arithmetic has led to other weights than the recorded ones, which it looks for in S3."""
+
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
 class StopFound:
     """The run's stop record, created by this peer, announced, or found in S3."""
 
@@ -243,6 +253,7 @@ Event = (
     | ResultFound
     | ResultMissing
     | Adopted
+    | Wanted
     | StopFound
     | EndRequested
     | LeaveRequested
@@ -445,10 +456,12 @@ class Average:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """Put the new weights, create the result record and announce it; answered by ResultFound, whoever won."""
+    """Create the result record and announce it; answered by ResultFound, whoever won."""
 
     round: int
     weights_sha256: str
+    store: bool
+    """Put the new weights before: somebody will read them."""
 
 
 @dataclass(frozen=True)
@@ -468,10 +481,25 @@ class Passed:
 
 @dataclass(frozen=True)
 class Adopt:
-    """Replace the own weights by recorded ones; answered by Adopted."""
+    """Replace the own weights by recorded ones; answered by Adopted. Where those do not lie in S3, whoever holds them
+    is asked for them, and nothing is answered."""
 
     round: int
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class FindWanted:
+    """Look whether anybody wants the weights that this round starts from; answered by Wanted where that is so."""
+
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """Put the weights that `round` starts from, which are this peer's. Not answered."""
+
+    round: int
 
 
 @dataclass(frozen=True)
@@ -528,6 +556,8 @@ Command = (
     | FindResult
     | Passed
     | Adopt
+    | FindWanted
+    | Share
     | CreateStop
     | FindStop
     | Finish

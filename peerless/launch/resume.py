@@ -190,7 +190,8 @@ def continued(
         (old.places.manifest(rank), places.manifest(rank)) for rank in range(config.peers)
     ]
     copies.append((old.places.validation(), places.validation()))
-    copies.append((point.places.weights(point.weights_sha256), places.weights(point.weights_sha256)))
+    if point.stored:
+        copies.append((point.places.weights(point.weights_sha256), places.weights(point.weights_sha256)))
     for source, target in copies:
         store.put(target, store.get(source))
     spec = replace(

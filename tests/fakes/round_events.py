@@ -22,7 +22,9 @@ def claim(rank: int, incarnation: int = 1) -> Member:
     return Member(run="run", rank=rank, peer_id=f"peer-{rank}", incarnation=incarnation, nonce="n")
 
 
-def machine(rank: int = 0, peers: int = 3, rounds: int = 4, validated: tuple[int, ...] = ()) -> RoundMachine:
+def machine(
+    rank: int = 0, peers: int = 3, rounds: int = 4, validated: tuple[int, ...] = (), read_by_workers: bool = False
+) -> RoundMachine:
     return RoundMachine(
         RoundRules(
             me=member(rank),
@@ -31,6 +33,7 @@ def machine(rank: int = 0, peers: int = 3, rounds: int = 4, validated: tuple[int
             validation=lambda t: t if t in (*validated, rounds) else None,
             key=lambda t, r, i: f"contributions/{t}/{r}-{i}",
             frames=FrameRules(run="run", codec="none", elements=5, buffers_bytes=0),
+            read_by_workers=read_by_workers,
         )
     )
 

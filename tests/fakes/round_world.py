@@ -3,13 +3,15 @@
 The world keeps records as S3 does (created once) and computes weights as a hash of what was applied. Whoever drives it
 chooses what happens next: which waiting event a process handles, who crashes or is taken over, who seems silent. What
 must hold whatever happens is asserted in here: one outcome per round, everybody applies exactly that, nothing that was
-computed from other weights is applied, and nothing of a process that was replaced is written.
+computed from other weights is applied, and nothing of a process that was replaced is written. Some ranks may round
+otherwise than the rest (`odd`): what they apply leads them to other weights, and only S3 can give them the recorded
+ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from contract.records import Commit, Member, MemberRef, Result, Stop
@@ -63,6 +65,7 @@ class World:
         deliver: Callable[[], int] = lambda: 1,
         validation: Callable[[int], int | None] = lambda t: t // 2 if t % 2 == 1 else None,
         topology: str = "all_gather",
+        odd: Collection[int] = (),
     ) -> None:
         self.peers, self.rounds, self.quorum, self.deliver, self._validation = (
             peers,
@@ -79,8 +82,15 @@ class World:
         """(round, shard) of the averages that lie in S3."""
         self.topology = TOPOLOGIES[topology]
         self.stop: Stop | None = None
-        self.chain: dict[int, str] = {}
-        """Weights after each round, as whoever applied it first computed them."""
+        self.odd = frozenset(odd)
+        self.computed: dict[tuple[int, bool], str] = {}
+        """By round, and whether by an odd rank: weights as whoever applied it first computed them."""
+        self.stored = {W0}
+        """Weights that lie in S3."""
+        self.wanted: set[str] = set()
+        self.adopted = 0
+        self.lost: list[Process] = []
+        """Processes that found recorded weights in nobody's hands."""
         self.processes: dict[int, Process] = {}
         self.ghosts: list[Process] = []
         """Paused processes whose rank another one has taken over."""
@@ -150,7 +160,7 @@ class World:
             return
         match command:
             case s.CatchUp():
-                self.handle(process, self._caught_up())
+                self.handle(process, self._caught_up(process))
             case s.FindMembers(ranks):
                 inbox.extend(s.MemberSeen(self.members[r]) for r in ranks if r in self.members)
             case s.Compute(t, base, validate):
@@ -192,13 +202,27 @@ class World:
                 self.tell(process, s.AllReduced(t))
             case s.Apply(commit, headers):
                 inbox.append(self._apply(process, commit, headers))
-            case s.WriteResult(t, weights):
+            case s.WriteResult(t, weights, store):
+                if store:
+                    self.stored.add(weights)
                 if t not in self.results:
                     self.results[t] = result(t, weights, ref)
                     self.tell(process, s.ResultFound(self.results[t]))
                 inbox.append(s.ResultFound(self.results[t]))
             case s.FindResult(t):
                 inbox.append(s.ResultFound(self.results[t]) if t in self.results else s.ResultMissing(t))
+            case s.Adopt(t, weights) if weights in self.stored:
+                self.adopted += 1
+                inbox.append(s.Adopted(t, weights))
+            case s.Adopt(t, weights):
+                self.wanted.add(weights)
+                self.tell(process, s.Wanted(weights))
+            case s.FindWanted(weights):
+                if weights in self.wanted:
+                    inbox.append(s.Wanted(weights))
+            case s.Share(t):
+                assert (t, machine.phase) == (machine.round, Phase.COLLECTING)
+                self.stored.add(machine.base)
             case s.Passed(t, record):
                 assert record == self.results[t]
             case s.CreateStop(reason, t):
@@ -213,6 +237,9 @@ class World:
                 self.waiting.append(command)
             case s.Finish(reason):
                 process.finished = reason
+                last = self.commits.get(len(self.commits) - 1)
+                if last is not None and last.writer.rank == ref.rank:
+                    self.stored.add(machine.base)  # with the state that another run could go on from
             case s.Fail(error):
                 process.failed = f"{type(error).__name__}: {error}"
             case _:
@@ -248,22 +275,34 @@ class World:
         found = [header for (t, r, _), header in self.contributions.items() if (t, r) == (round, rank)]
         return max(found, key=lambda header: header.incarnation, default=None)
 
-    def _caught_up(self) -> s.CaughtUp:
-        round = 0
+    def _caught_up(self, process: Process) -> s.CaughtUp:
+        round, base, recorded = 0, W0, W0
         while round in self.commits and round in self.results:
+            base = self._computed(process, base, [listed.digest for listed in self.commits[round].contributors])
+            recorded = self.results[round].weights_sha256
+            if recorded in self.stored:
+                base = recorded
             round += 1
-        base = self.chain.get(round - 1, W0)
         if round == 0:
             return s.CaughtUp(0, base, None)
         last = self.commits[round - 1]
         past = frozenset(contributor.digest for contributor in last.contributors)
         ended = reason_to_end(last, "") if last.final else ""
-        return s.CaughtUp(round, base, last.members, past, excluded_ranks(last), ended)
+        astray = "" if recorded == base else recorded
+        return s.CaughtUp(round, base, last.members, past, excluded_ranks(last), ended, astray)
+
+    def _computed(self, process: Process, base: str, digests: list[str]) -> str:
+        """The weights to which this process's own arithmetic leads."""
+        if not digests:
+            return base
+        plain = digest(base, digests)
+        return digest("odd", plain) if process.ref.rank in self.odd else plain
 
     def _check_commit(self, process: Process, draft: Commit) -> None:
         """What any commit must be, whoever wrote it: on from the last one, and of contributions that lie in S3."""
         assert draft.round == len(self.commits), "commits come in order"
-        assert draft.base_weights["0"] == self.chain.get(draft.round - 1, W0)
+        before = self.results.get(draft.round - 1)
+        assert draft.base_weights["0"] == (before.weights_sha256 if before else W0)
         assert process.machine.seated
         assert draft.members, "somebody must go on"
         for listed in draft.contributors:
@@ -280,8 +319,9 @@ class World:
             headers = tuple(self.contributions[commit.round, c.rank, c.incarnation] for c in commit.contributors)
         assert [(h.rank, h.digest) for h in headers] == [(c.rank, c.digest) for c in commit.contributors]
         assert all(h.base_weights == machine.base == commit.base_weights["0"] for h in headers)
-        weights = digest(machine.base, [h.digest for h in headers]) if headers else machine.base
-        assert self.chain.setdefault(commit.round, weights) == weights, "one outcome per round"
+        weights = self._computed(process, machine.base, [h.digest for h in headers])
+        by = commit.round, process.ref.rank in self.odd
+        assert self.computed.setdefault(by, weights) == weights, "one outcome per round"
         return s.Applied(commit.round, weights)
 
     # --------------------------------------------------------------------------------------------------- the end
@@ -310,7 +350,19 @@ class World:
                     self.handle(process, s.PollDue())
             if not self.live:
                 return
+        self._give_up_what_nobody_holds()
+        if not self.live:
+            return
         raise AssertionError([(p.ref, p.machine.phase, p.machine.round, p.machine.waiting) for p in self.live])
+
+    def _give_up_what_nobody_holds(self) -> None:
+        """Recorded weights are lost where all who rounded so ended or died before anybody asked for them."""
+        for process in self.live:
+            if (sought := process.machine.sought) and all(other.machine.base != sought for other in self.live):
+                assert self.odd
+                assert sought not in self.stored
+                self.handle(process, s.DeadlineReached(600.0))
+                self.lost.append(process)
 
 
 def claim(rank: int, incarnation: int = 1) -> Member:

@@ -261,7 +261,7 @@ def test_weights_that_were_not_recorded_do_not_stay_in_storage() -> None:
     actions.update.adopt(np.nextafter(actions.update.flat, np.float32(9)), actions.update.buffers)
     own = actions.update.weights_sha256
     before = cast.keys("weights/")
-    assert list(actions.execute(s.WriteResult(8, own))) == [s.ResultFound(recorded)]
+    assert list(actions.execute(s.WriteResult(8, own, store=True))) == [s.ResultFound(recorded)]
     assert own not in before
     assert cast.keys("weights/") == before
 

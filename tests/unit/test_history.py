@@ -313,7 +313,11 @@ def test_weights_that_are_gone_are_no_place_to_go_on_from() -> None:
     runs.begin("a")
     runs.play("a", 0, 25, 20)
     runs.store.delete([PLACES.weights(sha("a", 25))])
-    assert runs.history("a").resume_point().origin == Origin(run="a", round=20)
+    point = runs.history("a").resume_point()
+    assert (point.origin, point.stored) == (Origin(run="a", round=25), False), "replaying leads there all the same"
+    runs.store.delete([PLACES.weights(sha("a", 20))])
+    point = runs.history("a").resume_point()
+    assert (point.origin, point.stored, point.checkpoint_round) == (Origin(run="a", round=25), False, 0)
 
 
 def test_a_foreign_result_is_refused() -> None:

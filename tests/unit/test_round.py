@@ -191,7 +191,7 @@ def test_the_validator_takes_turns_and_validates_where_it_is_due() -> None:
 def test_a_commit_that_no_message_brought_is_looked_for_and_then_created_by_anyone() -> None:
     peer = joined(rank=0)
     hold(peer, 0, 1)
-    assert peer.handle(s.PollDue()) == [s.FindStop(), s.FindCommit(0)]
+    assert peer.handle(s.PollDue()) == [s.FindStop(), s.FindCommit(0), s.FindWanted(W0)]
     assert peer.handle(s.CommitMissing(0)) == [s.FindContributions(0, (member(2),))]
     hold(peer, 2)
     assert [type(c) for c in peer.handle(s.CommitMissing(0))] == [s.CreateCommit]

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from contract.errors import Superseded, WeightsMismatch
+from contract.errors import RunFailed, Superseded, WeightsMismatch
 from peer_agent import signals as s
+from peer_agent.round import Phase, RoundMachine
 from peer_agent.rules import TAKEOVER_LOOKS
 from tests.fakes.round_events import (
     W0,
     W1,
     W2,
     applied,
+    claim,
     commit,
     header,
     hold,
     joined,
+    machine,
     member,
     result,
     stop,
 )
+
+OTHER = "e" * 64
 
 # -------------------------------------------------------------------------------------------------------- applying
 
@@ -85,9 +91,37 @@ def test_a_commit_of_the_next_round_waits_for_its_turn() -> None:
 
 
 def test_the_leader_writes_the_result_and_the_others_wait() -> None:
-    assert applied(joined(rank=1)) == [s.WriteResult(0, W1)]
+    assert applied(joined(rank=1)) == [s.WriteResult(0, W1, store=False)]
     for rank in (0, 2):
         assert applied(joined(rank)) == []
+
+
+def test_weights_are_put_beside_a_result_where_somebody_will_read_them() -> None:
+    def stores(peer: RoundMachine) -> bool:
+        (write,) = applied(peer)
+        assert isinstance(write, s.WriteResult)
+        return write.store
+
+    assert stores(joined(rank=1, read_by_workers=True))
+    assert stores(joined(rank=1, rounds=1)), "the closing round's are handed over"
+    assert stores(joined(rank=1, validated=(1,))), "they may be the best"
+    mixed = machine(1)
+    mixed.handle(s.Started())
+    mixed.handle(s.CaughtUp(0, W0, None))
+    mixed.handle(s.MemberSeen(claim(0)))
+    mixed.handle(s.MemberSeen(replace(claim(2), resources={"arithmetic": "other kernels"})))
+    assert stores(mixed), "rank 2 may round otherwise"
+    warned = joined(rank=1)
+    assert warned.handle(s.Wanted(W2)) == [], "weights that this peer does not hold"
+    assert stores(warned)
+    final = joined(rank=1)
+    hold(final, 0, 1, 2)
+    final.handle(s.CommitFound(commit(final=True, extensions={"stop": "interrupted"})))
+    assert final.handle(s.Applied(0, W1)) == [s.WriteResult(0, W1, store=True)]
+    early = joined(rank=1)
+    hold(early, 0, 1, 2)
+    early.handle(s.CommitFound(commit()))
+    assert early.handle(s.Applied(0, W1, stop="early_stopping")) == [s.WriteResult(0, W1, store=True)]
 
 
 @pytest.mark.parametrize(("rank", "looks"), [(2, TAKEOVER_LOOKS), (0, 2 * TAKEOVER_LOOKS)])
@@ -98,7 +132,7 @@ def test_others_take_the_result_over_one_after_another(rank: int, looks: int) ->
         assert peer.handle(s.PollDue()) == [s.FindResult(0)]
         assert peer.handle(s.ResultMissing(0)) == []
     peer.handle(s.PollDue())
-    assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1)]
+    assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1, store=False)]
 
 
 def test_once_the_end_is_wanted_a_missing_result_is_written_at_the_first_look() -> None:
@@ -106,7 +140,7 @@ def test_once_the_end_is_wanted_a_missing_result_is_written_at_the_first_look() 
     applied(peer)
     peer.handle(s.StopFound(stop("failed: peer 1: it broke")))
     peer.handle(s.PollDue())
-    assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1)]
+    assert peer.handle(s.ResultMissing(0)) == [s.WriteResult(0, W1, store=False)]
 
 
 def test_recorded_weights_replace_differing_ones() -> None:
@@ -116,6 +150,60 @@ def test_recorded_weights_replace_differing_ones() -> None:
     assert peer.base == W0
     commands = peer.handle(s.Adopted(0, W1))
     assert commands == [s.Compute(1, W1, False), s.Passed(0, result())]
+
+
+def test_recorded_weights_that_nobody_has_put_are_asked_for_at_every_look_and_not_for_ever() -> None:
+    peer = joined()
+    applied(peer, weights=W2)
+    peer.handle(s.ResultFound(result()))
+    for look in range(1, TAKEOVER_LOOKS + 1):
+        expected: list[s.Command] = [s.Adopt(0, W1)]
+        assert peer.handle(s.PollDue()) == expected + [s.CatchUp()] * (look == TAKEOVER_LOOKS)
+    (fail,) = peer.handle(s.DeadlineReached(600.0))
+    assert isinstance(fail, s.Fail)
+    assert isinstance(fail.error, RunFailed)
+
+
+def test_who_catches_up_and_rounds_otherwise_takes_part_with_the_recorded_weights_only() -> None:
+    peer = machine(0)
+    peer.handle(s.Started())
+    members = (member(0), member(1), member(2))
+    assert peer.handle(s.CaughtUp(1, W2, members, recorded=W1)) == [s.Adopt(0, W1)]
+    for other in (1, 2):
+        assert peer.handle(s.MemberSeen(claim(other))) == []
+    assert peer.handle(s.PollDue()) == [s.CatchUp()], "the others may have gone on, with weights beside their results"
+    assert peer.handle(s.CaughtUp(2, W2, members, recorded=OTHER)) == [s.Adopt(1, OTHER)]
+    assert peer.handle(s.Adopted(0, W1)) == []
+    commands = peer.handle(s.Adopted(1, OTHER))
+    assert commands == [s.FindMembers((1, 2)), s.FindCommit(2), s.Compute(2, OTHER, False)]
+
+
+def test_wanted_weights_are_put_by_who_recorded_them_and_by_the_others_after_some_looks() -> None:
+    def after_a_round(rank: int) -> RoundMachine:
+        peer = joined(rank)
+        applied(peer)
+        peer.handle(s.ResultFound(result()))
+        assert (peer.phase, peer.round) == (Phase.COLLECTING, 1)
+        return peer
+
+    peer = after_a_round(1)
+    assert peer.handle(s.Wanted(W1)) == [s.Share(1)]
+    assert peer.handle(s.Wanted(W1)) == [], "once is enough"
+    peer = after_a_round(2)
+    assert peer.handle(s.Wanted(W1)) == []
+    for _ in range(TAKEOVER_LOOKS):
+        assert s.FindWanted(W1) in peer.handle(s.PollDue())
+    assert peer.handle(s.Wanted(W1)) == [s.Share(1)]
+
+
+def test_a_frame_that_set_out_before_its_round_opened_is_rejected_where_it_does_not_fit() -> None:
+    peer = joined(rank=0)
+    applied(peer)
+    arrived = peer.handle(s.FrameArrived(header(2, 1, W2), b"x", 2))
+    assert [type(command) for command in arrived] == [s.Hold]
+    peer.handle(s.ResultFound(result()))
+    assert peer.handle(s.ContributionHeld(header(2, 1, W2))) == [s.Reject("base_weights", 2, 1)]
+    assert 2 not in peer.gathering.held
 
 
 # ------------------------------------------------------------------------------------------------------------- ends

@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 
 from contract import jsonform, signing, wire
 from contract.errors import CorruptObject
-from contract.records import Checkpoint, Commit, Contributor, Heartbeat, Member, MemberRef, Reduced, Result, Stop
+from contract.records import (
+    Checkpoint,
+    Commit,
+    Contributor,
+    Heartbeat,
+    Member,
+    MemberRef,
+    Reduced,
+    Result,
+    Stop,
+    Wanted,
+)
 from contract.signing import Signed, SigningKey, usable, verify, verify_frame
 from contract.wire import Extension, FrameHeader, Kind
 
@@ -64,6 +75,7 @@ RECORDS: list[Any] = [
     Heartbeat(run="r", rank=0, incarnation=2, round=3),
     Checkpoint(run="r", round=3, weights_sha256=SHA, key="k", digest=SHA, members=(WRITER,), writer=WRITER, nonce="n"),
     Reduced(run="r", round=3, writer=WRITER),
+    Wanted(run="r", round=3, weights_sha256=SHA, writer=WRITER),
 ]
 by_class = pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 
