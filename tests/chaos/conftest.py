@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 
+from contract.clock import SystemClock
 from contract.config import RunConfig
+from contract.history import History
 from contract.keys import Places
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
+from peerless.launch.resume import continued
 from tests.chaos.fleet import Fleet, Nursery
 from tests.fakes.peers import prepare_run
 
 #: Per rank; unequal, so that a mean that forgets to weigh shows.
 SAMPLES = (24, 20, 16, 12)
 Prepare = Callable[..., Fleet]
+Undisturbed = Callable[..., Fleet]
+Resume = Callable[[Fleet], Fleet]
 
 
 def configuration(**changes: Any) -> RunConfig:
@@ -53,15 +58,15 @@ def nursery() -> Iterator[Nursery]:
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chaos_bucket(local_cloud: LocalCloud) -> str:
-    """A bucket for the runs of one module; it goes with the local AWS."""
+    """A bucket for the runs of a session; it goes with the local AWS."""
     name = f"chaos-{uuid.uuid4().hex}"
     local_cloud.client("s3").create_bucket(Bucket=name)
     return name
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prepare(
     local_cloud: LocalCloud, nursery: Nursery, chaos_bucket: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prepare]:
@@ -98,14 +103,42 @@ def nobody_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("nursery").clear()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(prepare: Prepare) -> str:
+@pytest.fixture(scope="session")
+def resume(prepare: Prepare, tmp_path_factory: pytest.TempPathFactory) -> Resume:
+    """Makes the run that goes on from one whose processes have all ended, as `peerless train --resume` does."""
+
+    def make(old: Fleet) -> Fleet:
+        spec, store = old.spec, old.store
+        run = f"{spec.run}-r"
+        point = History(store, spec).resume_point()
+        new = continued(store, spec, spec.config, spec.places.of_run(run), point, spec.state_machines, SystemClock())
+        return Fleet(new, store, tmp_path_factory.mktemp(run), old.environment, old.nursery)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(prepare: Prepare) -> Undisturbed:
+    """Gives the run of a configuration when nothing goes wrong, over; played once a session."""
+    played: dict[str, Fleet] = {}
+
+    def play(**changes: Any) -> Fleet:
+        name = repr(sorted(changes.items()))
+        if name not in played:
+            fleet = prepare(**changes)
+            fleet.start()
+            reports = fleet.end()
+            assert len({report.weights_sha256 for report in reports}) == 1
+            assert {report.rounds for report in reports} == {fleet.spec.rounds_limit}
+            assert len(fleet.commits()) == fleet.spec.rounds_limit + 1  # and the closing one
+            assert not fleet.events("weights_adopted")
+            played[name] = fleet
+        return played[name]
+
+    return play
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_run: Undisturbed) -> str:
     """Hash of the weights with which the standard run ends when nothing goes wrong."""
-    fleet = prepare()
-    fleet.start()
-    reports = fleet.end()
-    hashes = {report.weights_sha256 for report in reports}
-    assert len(hashes) == 1
-    assert {report.rounds for report in reports} == {fleet.spec.rounds_limit}
-    assert len(fleet.commits()) == fleet.spec.rounds_limit + 1  # and the closing one
-    return hashes.pop()
+    return undisturbed_run().report(0).weights_sha256

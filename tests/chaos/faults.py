@@ -70,6 +70,8 @@ class Plan:
     """By rank the round from which on its contributions say that they come of no sample at all."""
     pace_seconds: float = 0.0
     """So long a gradient takes at least, as one on Lambda would: what is to happen meanwhile has the processors."""
+    keep_gradients: bool = False
+    """Every gradient is kept in the run's folder (`Fleet.gradient`), so that a test can see what became of it."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.attacks.values()) - set(ATTACKS):
@@ -88,12 +90,20 @@ class Plan:
             attacks={int(rank): attack for rank, attack in form["attacks"].items()},
             unusable={int(rank): round for rank, round in form["unusable"].items()},
             pace_seconds=form["pace_seconds"],
+            keep_gradients=form["keep_gradients"],
         )
 
 
-def plan(*faults: Fault, attacks: dict[int, str] | None = None, pace_seconds: float = 0.0) -> Plan:
+def plan(
+    *faults: Fault, attacks: dict[int, str] | None = None, pace_seconds: float = 0.0, keep_gradients: bool = False
+) -> Plan:
     """A plan in one line."""
-    return Plan(faults=faults, attacks=attacks or {}, pace_seconds=pace_seconds)
+    return Plan(faults=faults, attacks=attacks or {}, pace_seconds=pace_seconds, keep_gradients=keep_gradients)
+
+
+def gradient_name(rank: int, round: int) -> str:
+    """Name of the file that keeps a gradient, in the run's folder."""
+    return f"gradient-{rank}-{round}.npy"
 
 
 def everywhere(ranks: Sequence[int], round: int, at: str) -> tuple[Fault, ...]:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from contract.clock import SystemClock
 from contract.keys import Place
 from contract.records import Commit, PeerReport, Result
 from contract.runspec import RunSpec
 from contract.store import S3Store
-from tests.chaos.faults import PLAN, Fault, Plan
+from tests.chaos.faults import PLAN, Fault, Plan, gradient_name
 
 ROOT = Path(__file__).resolve().parents[2]
 #: How long anything may take before a test says that it does not happen. Nothing waits so long where all is well.
@@ -195,8 +197,9 @@ class Fleet:
         ]
 
     def commits(self) -> list[Commit]:
-        """The commit records so far, from round 0 on."""
-        while (found := self.store.find(self.spec.places.commit(len(self._commits)))) is not None:
+        """The commit records so far, from the run's first round on."""
+        places, first = self.spec.places, self.spec.first_round
+        while (found := self.store.find(places.commit(first + len(self._commits)))) is not None:
             self._commits.append(Commit.from_json(found[0]))
         return self._commits
 
@@ -207,6 +210,11 @@ class Fleet:
     def report(self, rank: int) -> PeerReport:
         """What a peer said at its end."""
         return PeerReport.from_json(self.store.get(self.spec.places.report(rank)))
+
+    def gradient(self, rank: int, round: int) -> NDArray[np.float32]:
+        """What a peer computed in a round, where its plan keeps gradients."""
+        found: NDArray[np.float32] = np.load(self.folder / gradient_name(rank, round))
+        return found
 
     def exists(self, place: Place) -> bool:
         """Whether S3 holds an object there."""
@@ -232,8 +240,9 @@ class Fleet:
 
     def until_committed(self, round: int) -> Commit:
         """Wait for the commit of a round."""
-        self.until(lambda: len(self.commits()) > round, f"no commit of round {round}")
-        return self.commits()[round]
+        at = round - self.spec.first_round
+        self.until(lambda: len(self.commits()) > at, f"no commit of round {round}")
+        return self.commits()[at]
 
     def until_member(self, rank: int, incarnation: int, rounds: int = 2) -> None:
         """Wait until this process has contributed to the latest commits, so many of them."""

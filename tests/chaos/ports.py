@@ -25,7 +25,7 @@ from contract.events import EventLog
 from contract.keys import Place
 from contract.store import Data
 from peer_agent.ports import RoundGradient
-from tests.chaos.faults import Fault, Plan
+from tests.chaos.faults import Fault, Plan, gradient_name
 
 #: What a peer creates, by the form of its key: the name of its points, with the round and, where it is one's own, rank.
 _CREATED = {
@@ -43,7 +43,7 @@ class Injector:
 
     def __init__(self, plan: Plan, rank: int, folder: Path, events: EventLog, clock: Clock) -> None:
         self.plan, self.rank = plan, rank
-        self._folder, self._events, self.clock = folder, events, clock
+        self.folder, self._events, self.clock = folder, events, clock
         self._due = [fault for fault in plan.faults if fault.rank == rank]
         self._lock = threading.Lock()
 
@@ -65,7 +65,7 @@ class Injector:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif fault.do == "wait":
             # Opening a pipe for reading returns when somebody opens it for writing.
-            os.close(os.open(self._folder / fault.gate, os.O_RDONLY))
+            os.close(os.open(self.folder / fault.gate, os.O_RDONLY))
         else:
             raise RuntimeError(f"chaos {fault.at} of round {fault.round}")
 
@@ -181,6 +181,8 @@ class ChaosGradients(_Port):
         attack = injector.plan.attacks.get(injector.rank)
         if attack is not None:
             found = replace(found, gradient=attacked(attack, found.gradient, injector.rank, round))
+        if injector.plan.keep_gradients:
+            np.save(injector.folder / gradient_name(injector.rank, round), found.gradient)
         injector.reach("after_compute", round)
         return found
 

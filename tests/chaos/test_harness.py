@@ -20,7 +20,12 @@ from tests.chaos.s3_proxy import Outcome, S3Proxy
 
 
 def test_a_plan_goes_through_json() -> None:
-    told = plan(Fault(rank=1, round=2, at="after_upload", do="kill"), attacks={3: "flipped"}, pace_seconds=0.5)
+    told = plan(
+        Fault(rank=1, round=2, at="after_upload", do="kill"),
+        attacks={3: "flipped"},
+        pace_seconds=0.5,
+        keep_gradients=True,
+    )
     assert Plan.from_json(told.to_json()) == told
 
 

@@ -49,10 +49,14 @@ from tests.fakes.store import MemoryStore
 CLASSES, SIZE = 3, 4
 
 
-def build_model(classes: int, channels: int, image_size: int, norm: bool = False) -> torch.nn.Module:
-    """A linear classifier, behind BatchNorm where `norm` is true."""
+def build_model(classes: int, channels: int, image_size: int, norm: bool = False, hidden: int = 0) -> torch.nn.Module:
+    """A linear classifier, behind BatchNorm where `norm` is true, and behind a layer of `hidden` units where there are
+    some."""
     layers: list[torch.nn.Module] = [torch.nn.BatchNorm2d(channels)] if norm else []
-    layers += [torch.nn.Flatten(), torch.nn.Linear(channels * image_size**2, classes)]
+    layers += [torch.nn.Flatten()]
+    if hidden:
+        layers += [torch.nn.Linear(channels * image_size**2, hidden), torch.nn.ReLU()]
+    layers += [torch.nn.Linear(hidden or channels * image_size**2, classes)]
     return torch.nn.Sequential(*layers)
 
 
@@ -426,7 +430,7 @@ class Cast:
 
     def keys(self, part: str) -> list[str]:
         """Keys in the run's bucket under runs/<run>/<part> or expiring/<run>/<part>, without that prefix."""
-        prefix = f"{'expiring' if part in ('weights/', 'contributions/') else 'runs'}/{self.spec.run}/{part}"
+        prefix = f"{'expiring' if part in ('weights/', 'contributions/', 'wanted/') else 'runs'}/{self.spec.run}/{part}"
         return [key.removeprefix(prefix) for key in self.store.list(self.spec.places.run_bucket, prefix)]
 
     def close(self) -> None:
@@ -435,11 +439,17 @@ class Cast:
 
 
 def prepare_run(
-    store: ObjectStore, config: RunConfig, sample_counts: Sequence[int], places: Places, norm: bool = False
+    store: ObjectStore,
+    config: RunConfig,
+    sample_counts: Sequence[int],
+    places: Places,
+    norm: bool = False,
+    hidden: int = 0,
 ) -> RunSpec:
     """Put batches, manifests, validation set, initial weights and run.json into the store."""
+    options = {"norm": norm, "hidden": hidden}
     model_spec = ModelSpec(
-        name="tests.fakes.peers:build_model", classes=CLASSES, channels=1, image_size=SIZE, options={"norm": norm}
+        name="tests.fakes.peers:build_model", classes=CLASSES, channels=1, image_size=SIZE, options=options
     )
     model = models.initial_weights(model_spec, config.seed)
     layout = Layout.of(model)
