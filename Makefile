@@ -35,8 +35,8 @@ deploy-local: setup  ## the CDK stacks on the local AWS: deployed, trained on fo
 test: lint  ## lint, types and the test suite, in two processes (under ten minutes)
 	@$(PY) -m pytest -m "not slow" -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-slow: setup  ## the tests that do not fit `make test` (under thirty minutes)
-	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+test-slow: setup  ## the tests that do not fit `make test`, in two processes (under thirty minutes)
+	@$(PY) -m pytest -m slow -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .

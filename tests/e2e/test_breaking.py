@@ -124,7 +124,7 @@ def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplac
     assert not (lonely_workplace.path / "runs").exists()
 
 
-@pytest.mark.timeout(300)  # three runs
+@pytest.mark.timeout(300)  # two runs; tests/chaos/test_resume.py compares the weights, and test_resume.py here
 def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Workplace) -> None:
     process = start(workplace)
     started = descendants(process)
@@ -144,20 +144,13 @@ def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Work
     assert summary["resume"] == "peerless train --local --resume run"
     wait_for(lambda: not alive(started), "the run's processes to end", 20)
 
-    epochs = summary["rounds"] // 3 + 2
+    epochs = summary["rounds"] // 3 + 1
     resumed = workplace.peerless("train", "--local", "--json", "--resume", "run", "--set", f"epochs={epochs}")
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on with round {summary['rounds'] + 1}" in resumed.stderr
     whole = json.loads(resumed.stdout)
     assert (whole["run_id"], whole["parts"], whole["rounds"]) == (summary["run_id"], 2, 3 * epochs)
     assert (whole["reason"], whole["peers_lost"], whole["resume"]) == ("epoch_limit", 0, None)
-    never_interrupted = workplace.train("--set", f"epochs={epochs}", run_dir="never-interrupted")
-    assert whole["weights_sha256"] == never_interrupted["weights_sha256"]
-    assert whole["model_sha256"] == never_interrupted["model_sha256"]
-    assert whole["lambda_invocations"] >= never_interrupted["lambda_invocations"]
-    again = workplace.peerless("train", "--local", "--resume", "run")
-    assert again.returncode == 2
-    assert "is finished (epoch_limit); there is nothing to resume" in sentence(again)
 
 
 @pytest.mark.slow  # tests/chaos has dead peers in every phase of a round

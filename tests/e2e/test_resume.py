@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 
 import psutil
@@ -49,6 +50,27 @@ def test_a_run_that_was_killed_with_everything_ends_with_the_weights_of_one_that
     assert {path.name for path in folder.iterdir()} == {
         "config.toml", "events.jsonl", "model.safetensors", "summary.json", "logs"
     }, "nothing of the killed processes is left"  # fmt: skip
+
+
+def test_a_run_that_was_ended_by_ctrl_c_goes_on_to_the_weights_of_one_that_was_not(lonely_workplace: Workplace) -> None:
+    place = lonely_workplace
+    process = start(place)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    rounds = json.loads((place.path / "run" / "summary.json").read_text())["rounds"]
+    epochs = rounds // 3 + 2
+    done = place.peerless("train", "--local", "--json", "--resume", "run", "--set", f"epochs={epochs}", timeout=200)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    never_interrupted = place.train("--set", f"epochs={epochs}", run_dir="never-interrupted")
+    assert summary["rounds"] == never_interrupted["rounds"] == 3 * epochs
+    assert summary["weights_sha256"] == never_interrupted["weights_sha256"]
+    assert summary["model_sha256"] == never_interrupted["model_sha256"]
+    assert summary["lambda_invocations"] >= never_interrupted["lambda_invocations"]
+    again = place.peerless("train", "--local", "--resume", "run")
+    assert again.returncode == 2
+    assert "is finished (epoch_limit); there is nothing to resume" in sentence(again)
 
 
 def test_a_run_is_taken_up_twice(lonely_workplace: Workplace) -> None:

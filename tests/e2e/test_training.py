@@ -66,7 +66,7 @@ def test_every_form_of_the_state_machine_gives_the_same_weights(workplace: Workp
     assert len({str(summary["weights_sha256"]) for summary in made.values()}) == 1
 
 
-@pytest.mark.slow  # tests/integration/test_peer_processes.py has it in `make test`
+@pytest.mark.slow  # tests/chaos/test_transports.py has it in `make test`
 def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
     made = workplace.train("--set", "mode=async", "--set", "epochs=3", run_dir="async")
     assert made["mode"] == "async"
@@ -74,7 +74,7 @@ def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
     assert made["test_accuracy"] > 0.9
 
 
-@pytest.mark.slow  # tests/integration/test_peer_processes.py has it in `make test`
+@pytest.mark.slow  # tests/chaos/test_transports.py has it in `make test`
 def test_s3_alone_gives_the_same_weights_without_a_broker(first: dict, lonely_workplace: Workplace) -> None:
     settings = ["exchange.transport=s3", "exchange.poll_seconds=0.2", "compute.service=local"]
     arguments = [word for setting in settings for word in ("--set", setting)]

@@ -17,7 +17,7 @@ import pytest
 from contract.clock import SystemClock
 from contract.config import RunConfig
 from contract.keys import Places
-from contract.records import PeerReport, Stop
+from contract.records import PeerReport
 from contract.runspec import RunSpec
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
@@ -87,9 +87,7 @@ def prepared(
     store = S3Store(region=local_cloud.region, endpoint_url=local_cloud.endpoint_url)
     runs: list[Run] = []
 
-    def prepare(
-        *, broker: bool = True, run: str = unique, samples: Sequence[int] = (24, 20, 12), **changes: Any
-    ) -> Run:
+    def prepare(*, samples: Sequence[int] = (24, 20, 12), **changes: Any) -> Run:
         values: dict[str, Any] = {
             "peers": 3,
             "epochs": 2,
@@ -99,12 +97,9 @@ def prepared(
             "compute": {"service": "local"},
         }
         config = RunConfig.model_validate({**values, **changes})
-        places = Places(run=run, run_bucket=bucket, peer_buckets=(bucket,) * config.peers, region=local_cloud.region)
+        places = Places(run=unique, run_bucket=bucket, peer_buckets=(bucket,) * config.peers, region=local_cloud.region)
         environment = {**os.environ, **local_cloud.environment(os.environ), "OMP_NUM_THREADS": "1"}
-        if not broker:
-            environment["PEERLESS_BROKER_URL"] = ""
-        folder = tmp_path / run
-        runs.append(Run(prepare_run(store, config, samples, places), store, folder, environment))
+        runs.append(Run(prepare_run(store, config, samples, places), store, tmp_path / unique, environment))
         return runs[-1]
 
     yield prepare
@@ -114,34 +109,6 @@ def prepared(
                 process.kill()
             process.communicate()
     store.close()
-
-
-def test_a_run_over_rabbitmq_and_one_over_s3_alone_end_with_the_same_weights(
-    prepared: Callable[..., Run], unique: str
-) -> None:
-    hashes = []
-    for broker in (True, False):
-        run = prepared(broker=broker, run=f"{unique}-{broker}")
-        run.start(range(3))
-        assert run.end() == [(0, "")] * 3
-        reports = run.reports()
-        assert {(r.rounds, r.reason, r.error) for r in reports} == {(6, "epoch_limit", None)}
-        assert all(r.frames_rejected == {} for r in reports)
-        hashes.append({r.weights_sha256 for r in reports})
-        assert {event["stage"] for event in run.events("stage")} == set(reports[0].stages) | {"convergence"}
-        assert {event["rank"] for event in run.events("peer_started")} == {0, 1, 2}
-    assert len(hashes[0]) == 1
-    assert hashes[0] == hashes[1]
-
-
-def test_asynchronous_peers_end_together(prepared: Callable[..., Run]) -> None:
-    run = prepared(mode="async")
-    run.start(range(3))
-    assert run.end() == [(0, "")] * 3
-    stop = Stop.from_json(run.store.get(run.spec.places.stop()))
-    assert {(r.weights_sha256, r.model_sha256, r.reason) for r in run.reports()} == {
-        (stop.weights_sha256, stop.weights_sha256, "epoch_limit")
-    }
 
 
 def test_signals_to_all_end_the_run_in_order(prepared: Callable[..., Run]) -> None:
@@ -155,6 +122,9 @@ def test_signals_to_all_end_the_run_in_order(prepared: Callable[..., Run]) -> No
     assert {r.reason for r in reports} == {"interrupted"}
     assert len({(r.rounds, r.weights_sha256, r.model_sha256) for r in reports}) == 1
     assert reports[0].rounds >= 3
+    assert all(r.frames_rejected == {} for r in reports)
+    assert {event["stage"] for event in run.events("stage")} == set(reports[0].stages) | {"convergence"}
+    assert {event["rank"] for event in run.events("peer_started")} == {0, 1, 2}
 
 
 def test_a_damaged_batch_ends_all_peers_with_one_line_each(prepared: Callable[..., Run]) -> None:
