@@ -6,17 +6,18 @@ What a command asks for happens at a later moment of the world's time (benchmark
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contract.records import Commit, Member, MemberRef, Result, Stop
+from contract.records import Commit, Heartbeat, Member, MemberRef, Result, Stop
 from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.ports import Beat
 from peer_agent.round import RoundMachine
-from peer_agent.rules import RoundRules
+from peer_agent.rules import RoundRules, shards_of
 from peer_agent.watch import Watch
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class Air:
     def beat(self, body: bytes) -> None:
         self.body = body
         self._process.world.beat(self._process, body)
+
+    def publish(self, kind: str, body: bytes, to: int | None = None) -> None:
+        word = Heartbeat.from_json(body)
+        self._process.world.publish(self._process, kind, lambda process: process.told(word), to)
 
     def beats(self) -> list[Beat]:
         heard, self.heard = self.heard, []
@@ -80,6 +85,7 @@ class Process:
                 validation=lambda round: 0 if round == world.rounds else None,
                 key=lambda round, rank, incarnation: f"{round}/{rank}-{incarnation}",
                 frames=FrameRules(run=RUN, codec="none", elements=1, buffers_bytes=0),
+                topology=world.topology,
             )
         )
         self.air = Air(self)
@@ -92,7 +98,7 @@ class Process:
 
     def begin(self) -> None:
         """Greet, start, and look at the clock from now on."""
-        self.world.publish(self, "hello", s.MemberSeen(self.world.store.members[self.me.rank]))
+        self._tell("hello", s.MemberSeen(self.world.store.members[self.me.rank]))
         self.feed(s.Started())
         self._later((0.0, self.world.timing.tick), self._tick)
 
@@ -107,6 +113,16 @@ class Process:
                 due.extend(self._execute(command))
         if self.alive and self.machine.round != before:
             self.world.round_began(self)
+
+    def told(self, word: Heartbeat) -> None:
+        """Another process says of whom it hears nothing."""
+        self._watch.reported(word)
+
+    def _tell(self, kind: str, event: s.Event, to: int | None = None) -> None:
+        def heard(process: Process) -> None:
+            process.feed(event)
+
+        self.world.publish(self, kind, heard, to)
 
     def _tick(self) -> None:
         world, timing, machine = self.world, self.world.timing, self.machine
@@ -131,9 +147,11 @@ class Process:
         """Call this after so many seconds if the process lives by then."""
         self.world.after(span, lambda: call() if self.alive else None)
 
-    def _request(self, ask: Callable[[], T], answer: Callable[[T], Iterable[s.Event]], count: int = 1) -> None:
+    def _request(
+        self, ask: Callable[[], T], answer: Callable[[T], Iterable[s.Event]], *, control: int = 0, data: int = 0
+    ) -> None:
         """Requests to S3: carried out at one moment, even for a process that has died meanwhile, answered later."""
-        self.world.tally.requests += count
+        self._count(control=control, data=data)
 
         def arrive() -> None:
             found = ask()
@@ -141,59 +159,78 @@ class Process:
 
         self.world.after(self.world.timing.request, arrive)
 
+    def _count(self, *, control: int = 0, data: int = 0) -> None:
+        requests = self.world.tally.requests
+        requests["control"] += control
+        requests["data"] += data
+
     def _execute(self, command: s.Command) -> Sequence[s.Event]:
         """Start what a command asks for; the events that answer it at once."""
         world, store, timing = self.world, self.world.store, self.world.timing
         match command:
             case s.CatchUp():
-                self._request(self._where_the_run_stands, lambda event: [event], count=3)
+                self._request(self._where_the_run_stands, lambda event: [event], control=3)
             case s.FindMembers(ranks):
                 wanted = [rank for rank in ranks if rank in store.members]
-                self._request(lambda: [s.MemberSeen(store.members[rank]) for rank in wanted], list, count=len(ranks))
+                self._request(lambda: [s.MemberSeen(store.members[rank]) for rank in wanted], list, control=len(ranks))
             case s.Compute(round, base, _):
                 self._later(timing.compute, lambda: self._contribute(self._header(round, base)))
             case s.Validate(round):
                 self._later(timing.compute, lambda: self.feed(s.Validated(round, 1.0, 0.5)))
             case s.Hold(header, _, _):
-                world.tally.requests += 1
+                self._count(data=1)
                 return [s.ContributionHeld(header)]
             case s.Reject(reason):
                 world.tally.rejected[reason] += 1
             case s.FindContributions(round, members):
-                self._request(
-                    lambda: [store.contributions[round][m] for m in members if m in store.contributions[round]],
-                    lambda found: [
-                        *(s.FrameArrived(header, b"", header.rank) for header in found),
-                        s.ContributionsSought(round, tuple(member.rank for member in members)),
-                    ],
-                    count=len(members),
-                )
+                self._find_contributions(round, members)
             case s.Fetch(round, contributor):
                 member = MemberRef(rank=contributor.rank, incarnation=contributor.incarnation)
                 header = store.contributions[round][member]
-                self._request(lambda: header, lambda header: [s.ContributionHeld(header)])
+                self._request(lambda: header, lambda header: [s.ContributionHeld(header)], data=1)
             case s.CreateCommit(draft):
                 self._create("commit", store.commits, draft.round, draft, s.CommitFound)
             case s.FindCommit(round):
                 missing: s.Event = s.CommitMissing(round)
                 self._request(
-                    lambda: store.commits.get(round), lambda found: [s.CommitFound(found) if found else missing]
+                    lambda: store.commits.get(round),
+                    lambda found: [s.CommitFound(found) if found else missing],
+                    control=1,
                 )
+            case s.MakeShard(commit, shard):
+                self._make_shard(commit, shard)
+            case s.FindShards(round, _):
+                self._request(
+                    lambda: frozenset(store.averages[round]),
+                    lambda found: [s.ShardsSeen(round, found)],
+                    control=pages(len(store.averages[round])),
+                )
+            case s.AnnounceReduced(round):
+                self._tell("reduced", s.AllReduced(round))
             case s.Apply(commit, _):
+                self._count(data=shards_of(commit))
                 self._later(timing.apply, lambda: self.feed(s.Applied(commit.round, weights_after(commit))))
-            case s.WriteResult(round, weights):
+            case s.WriteResult(round, weights, _):
                 result = Result(
                     run=RUN, round=round, weights_sha256=weights, bucket="b", key="k", writer=self.me, nonce="n"
                 )
                 self._create("result", store.results, round, result, s.ResultFound)
             case s.FindResult(round):
                 none: s.Event = s.ResultMissing(round)
-                self._request(lambda: store.results.get(round), lambda found: [s.ResultFound(found) if found else none])
+                self._request(
+                    lambda: store.results.get(round),
+                    lambda found: [s.ResultFound(found) if found else none],
+                    control=1,
+                )
             case s.CreateStop(reason, round):
                 stop = Stop(run=RUN, reason=reason, round=round, weights_sha256="", writer=self.me, nonce="n")
                 self._create("stop", store.stops, "stop", stop, s.StopFound)
             case s.FindStop():
-                self._request(lambda: store.stops.get("stop"), lambda found: [s.StopFound(found)] if found else [])
+                self._request(
+                    lambda: store.stops.get("stop"), lambda found: [s.StopFound(found)] if found else [], control=1
+                )
+            case s.FindWanted():
+                self._count(control=1)  # all round alike here, so nobody wants any
             case s.Finish():
                 world.end(self)
             case s.Fail(error):
@@ -206,6 +243,33 @@ class Process:
                 raise TypeError(f"{type(command).__name__} is no command of this mode")
         return ()
 
+    def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> None:
+        """One look each, or a listing of the round's where that takes fewer requests."""
+        there = self.world.store.contributions[round]
+        looks = min(len(members), pages(len(there)) + sum(member in there for member in members))
+        self._request(
+            lambda: [there[member] for member in members if member in there],
+            lambda found: [
+                *(s.FrameArrived(header, b"", header.rank) for header in found),
+                s.ContributionsSought(round, tuple(member.rank for member in members)),
+            ],
+            control=looks,
+        )
+
+    def _make_shard(self, commit: Commit, shard: int) -> None:
+        """Read it of every contribution, and create the average."""
+        made = s.ShardsSeen(commit.round, frozenset({shard}))
+
+        def create() -> None:
+            self.world.store.averages[commit.round].add(shard)
+
+        def told(_: None) -> Iterable[s.Event]:
+            if commit.writer.rank != self.me.rank:
+                self._tell("shard", made, to=commit.writer.rank)
+            return [made]
+
+        self._request(create, told, data=len(commit.contributors) + 1)
+
     def _create(
         self, kind: str, records: dict[Any, Any], key: Any, record: Any, event: Callable[[Any], s.Event]
     ) -> None:
@@ -215,7 +279,7 @@ class Process:
         def done(found: tuple[Any, bool]) -> Iterable[s.Event]:
             winner, won = found
             if won:
-                world.publish(self, kind, event(winner))
+                self._tell(kind, event(winner))
             return [event(winner)]
 
         def ask() -> tuple[Any, bool]:
@@ -224,7 +288,7 @@ class Process:
                 world.committed(record)
             return winner, won
 
-        self._request(ask, done)
+        self._request(ask, done, control=1)
 
     def _contribute(self, header: FrameHeader) -> None:
         """Into S3 first, announced afterwards."""
@@ -234,10 +298,13 @@ class Process:
             return self.world.store.create(place, self.me, header)[0]
 
         def announce(stored: FrameHeader) -> Iterable[s.Event]:
-            self.world.publish(self, "frame", s.FrameArrived(stored, b"", self.me.rank))
+            leader = self.machine.leader.rank
+            to = self.world.topology.recipient("frame", leader=leader, writer=leader)
+            if to != self.me.rank:
+                self._tell("frame", s.FrameArrived(stored, b"", self.me.rank), to)
             return [s.ContributionHeld(stored)]
 
-        self._request(ask, announce)
+        self._request(ask, announce, data=1)
 
     def _header(self, round: int, base: str) -> FrameHeader:
         return FrameHeader(
@@ -271,6 +338,11 @@ class Process:
 def weights_after(commit: Commit) -> str:
     """The hash of the weights that a commit leads to."""
     return _digest(f"{commit.base_weights['0']} {[contributor.digest for contributor in commit.contributors]}")
+
+
+def pages(keys: int) -> int:
+    """Requests that it takes to list so many objects."""
+    return max(1, math.ceil(keys / 1_000))
 
 
 def claim(rank: int, incarnation: int) -> Member:

@@ -5,7 +5,8 @@ later moment of the simulated time: requests to a store with conditional writes,
 are lost, doubled and overtaken. Processes die at any moment and come back as later incarnations of their ranks. The
 same seed gives the same run.
 
-Counted are messages as a peer publishes them (one for all receivers), the copies that reach peers, and requests to S3.
+Counted are messages as a peer publishes them (one for all receivers), the copies that reach peers, and requests to S3:
+of records and looks, which are control, and of contributions and averages, which are data. Weights are not simulated.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from benchmarks.simulated_peer import Process, Span, StuckError, claim
 from contract.config import MembershipConfig
 from contract.records import Commit, MemberRef, Result, Stop
 from contract.wire import FrameHeader
-from peer_agent import signals as s
+from peer_agent.exchange.topology import topology
 from peer_agent.liveness import watched
 from peer_agent.ports import Beat
 
 T = TypeVar("T")
 #: Copies of one message arrive at so many moments at most: many in one go cost the simulation less.
 _LANES = 8
+#: The one kind of message that announces, or carries, a contribution; all others are control.
+DATA = "frame"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,8 @@ class Store:
         self.results: dict[int, Result] = {}
         self.stops: dict[str, Stop] = {}
         self.contributions: dict[int, dict[MemberRef, FrameHeader]] = defaultdict(dict)
+        self.averages: dict[int, set[int]] = defaultdict(set)
+        """Shards of each round."""
 
     @staticmethod
     def create(records: dict[Any, T], key: Any, record: T) -> tuple[T, bool]:
@@ -92,7 +97,10 @@ class Tally:
     """Messages by kind."""
     arrived: Counter[str] = field(default_factory=Counter)
     """Copies by kind."""
-    requests: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    """`control`: of records, and looks; `data`: of contributions and averages."""
+    busiest: int = 0
+    """Copies of control messages that reached one peer between two commits, at most."""
     rejected: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
     """Members that a commit left out of the next round."""
@@ -108,10 +116,18 @@ class World:
     """All processes of one run, and what lies between them."""
 
     def __init__(
-        self, peers: int, rounds: int, *, seed: int = 0, faults: Faults | None = None, timing: Timing | None = None
+        self,
+        peers: int,
+        rounds: int,
+        *,
+        seed: int = 0,
+        faults: Faults | None = None,
+        timing: Timing | None = None,
+        way: str = "all_gather",
     ) -> None:
+        """`way` is the topology's name."""
         self.faults, self.timing = faults or Faults(), timing or Timing()
-        self.membership = MembershipConfig()
+        self.membership, self.topology = MembershipConfig(), topology(way)
         self.random = random.Random(seed)  # noqa: S311 (a simulation's)
         self.store, self.tally = Store(peers), Tally(peers)
         self.peers, self.rounds = peers, rounds
@@ -123,6 +139,7 @@ class World:
         for rank in range(peers):
             for other in watched(rank, range(peers)):
                 self.listeners[other].append(rank)
+        self._received: Counter[int] = Counter()  # copies of control messages since the last commit, by rank
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
         self._ended: set[int] = set()
@@ -169,10 +186,12 @@ class World:
 
     def committed(self, commit: Commit) -> None:
         """A commit record was created: begin to count, or count whom it leaves out."""
+        received, self._received = self._received, Counter()
         before = self.store.commits.get(commit.round - 1)
         if before is None:
             self.tally, self._counted_since = Tally(self.peers), self.now
             return
+        self.tally.busiest = max(self.tally.busiest, *received.values(), 0)
         staying = {member.rank for member in commit.members}
         left_out = [member for member in before.members if member.rank not in staying]
         living = {process.me for process in self.processes.values()}
@@ -187,19 +206,18 @@ class World:
             if self.random.random() < self.faults.crashes:
                 self.after((0.0, self.timing.compute[1] + 1.0), lambda: self.crash(process))
 
-    def publish(self, sender: Process, kind: str, event: s.Event) -> None:
-        """One message to all others that live."""
+    def publish(self, sender: Process, kind: str, heard: Callable[[Process], None], to: int | None = None) -> None:
+        """One message to all others that live, or to the one of rank `to`."""
         self.tally.published[kind] += 1
         draw, lanes = self.random.random, [list[Process]() for _ in range(_LANES)]
-        for process in self.processes.values():
+        for process in self.processes.values() if to is None else filter(None, [self.processes.get(to)]):
             if process is not sender and draw() >= self.faults.lost:
                 lanes[int(draw() * _LANES)].append(process)
                 if draw() < self.faults.doubled:
                     lanes[int(draw() * _LANES)].append(process)
         for receivers in lanes:
             if receivers:
-                self.tally.arrived[kind] += len(receivers)
-                self.after(self.timing.message, lambda receivers=receivers: _deliver(receivers, event))  # type: ignore[misc]
+                self.after(self.timing.message, lambda receivers=receivers: self._deliver(kind, receivers, heard))  # type: ignore[misc]
 
     def beat(self, sender: Process, body: bytes) -> None:
         """One heartbeat to those who listen."""
@@ -207,8 +225,19 @@ class World:
         for rank in self.listeners[sender.me.rank]:
             process = self.processes.get(rank)
             if process is not None and self.random.random() >= self.faults.lost:
-                self.tally.arrived["heartbeat"] += 1
+                self._count("heartbeat", process)
                 process.air.heard.append(Beat(sender.me.rank, body, self.now))
+
+    def _deliver(self, kind: str, receivers: list[Process], heard: Callable[[Process], None]) -> None:
+        for process in receivers:
+            if process.alive:
+                self._count(kind, process)
+                heard(process)
+
+    def _count(self, kind: str, receiver: Process) -> None:
+        self.tally.arrived[kind] += 1
+        if kind != DATA:
+            self._received[receiver.me.rank] += 1
 
     def _gone(self, process: Process) -> None:
         process.alive = False
@@ -218,8 +247,3 @@ class World:
     def _where(self) -> str:
         where = Counter(f"{p.machine.phase.value} {p.machine.round}" for p in self.processes.values())
         return ", ".join(f"{count} at {place}" for place, count in where.most_common(6))
-
-
-def _deliver(receivers: list[Process], event: s.Event) -> None:
-    for process in receivers:
-        process.feed(event)

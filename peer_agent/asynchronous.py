@@ -129,6 +129,11 @@ class AsyncMachine:
         return self.roster.members
 
     @property
+    def succession(self) -> None:
+        """Nobody leads in this mode."""
+        return None
+
+    @property
     def contributed(self) -> bool:
         """Whether this peer waits for others: only at the start."""
         return self.phase is Phase.JOINING

@@ -8,7 +8,7 @@ commit. What one peer sees of this may differ from what another sees: the commit
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from contract.records import MemberRef
 from peer_agent.membership import Roster
@@ -99,9 +99,17 @@ class Attendance:
 
     def turn(self, first: int) -> MemberRef:
         """Whose turn it is, where it is that of the member at `first` (modulo their number): the next one who lives."""
+        *_, holder = self.succession(first)
+        return self.members[first % len(self.members)] if self._gone(holder.rank) else holder
+
+    def succession(self, first: int) -> Iterator[MemberRef]:
+        """From the member at `first` on (modulo their number) up to the one who lives; all where nobody does."""
         count = len(self.members)
-        order = (self.members[(first + step) % count] for step in range(count))
-        return next((member for member in order if not self._gone(member.rank)), self.members[first % count])
+        for step in range(count):
+            member = self.members[(first + step) % count]
+            yield member
+            if not self._gone(member.rank):
+                return
 
     def next_members(self, round: int, held: Collection[int]) -> tuple[MemberRef, ...]:
         """Members of the round after `round`, as this peer would write them into the commit.

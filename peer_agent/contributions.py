@@ -26,6 +26,8 @@ from contract.wire import Frame, FrameHeader
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
 
+#: Of more members than these it takes one request to see which contributions there are before any is asked for.
+LOOKS = 12
 #: What using a frame raises when no gradient can be made of it.
 UNUSABLE = (CorruptObject, NonFiniteGradient, WeightsMismatch)
 
@@ -197,6 +199,16 @@ class Contributions:
     def usable(self, headers: Sequence[FrameHeader]) -> tuple[FrameHeader, ...]:
         """Those of fetched or kept contributions of which a gradient can be made: the same at every peer."""
         return tuple(header for header in headers if header.digest not in self._spoiled)
+
+    def there(self, round: int, members: Sequence[MemberRef]) -> list[MemberRef]:
+        """Those of `members` whose contribution to `round` may be in S3: all while they are few, or else those that a
+        listing names. With as many peers looking for as many, single looks would grow with their square."""
+        if len(members) <= LOOKS:
+            return list(members)
+        keys = {self.place(round, member).key: member for member in members}
+        first = self.place(round, members[0])
+        prefix = first.key.rpartition("/")[0] + "/"
+        return [keys[key] for key in self._store.list(first.bucket, prefix, first.owner) if key in keys]
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""

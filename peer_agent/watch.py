@@ -1,6 +1,13 @@
 """From heartbeats and the clock to the state machine's events: who lives, who fell silent, which round lasts too long.
 
 A peer's own clock stands still while it cannot reach the broker: others may well be there (invariant 7).
+
+Beyond 16 peers nobody hears everyone, so words about whom one hears nothing of go around (`silent`). They go to the one
+who acts on them, the round's leader: told to everyone, each death would cost every peer as many messages as the dead
+one has watchers, and the more peers, the more deaths. Everyone is told where whoever should lead is silent itself, and
+where a round lasts longer than recent ones: the word may have been lost, or the leader does nothing with it. A word
+holds for the round in which it was said, and is said again in the next one while it is true. In asynchronous mode,
+where everyone acts on it, everyone is told once, and it holds until it is taken back.
 """
 
 from __future__ import annotations
@@ -31,6 +38,11 @@ class Watched(Protocol):
     def members(self) -> tuple[MemberRef, ...]: ...
 
     @property
+    def succession(self) -> tuple[int, ...] | None:
+        """Ranks whose turn it is to lead the round, up to the first that is there; empty while none of them is known.
+        None where nobody leads, and each peer counts rounds of its own."""
+
+    @property
     def leaving(self) -> bool: ...
 
 
@@ -55,8 +67,17 @@ class Watch:
         self._liveness = Liveness(config.heartbeat_timeout_seconds, config.heartbeat_seconds)
         self._deadline = Deadline(config)
         self._heard: dict[int, Heartbeat] = {}
+        self._bodies: dict[int, bytes] = {}  # the same, as they came
+        self._members: tuple[MemberRef, ...] | None = None  # of whom the next four were made
+        self._seated: frozenset[int] = frozenset()
+        self._known = 0
+        self._mine: frozenset[int] = frozenset()  # whom this peer listens to
+        self._watched: frozenset[int] = frozenset()  # those of them who have been there
         self._own: frozenset[int] = frozenset()  # whom this peer should hear and does not
-        self._reports: dict[int, frozenset[int]] = {}  # what others say likewise
+        self._told: tuple[int | None, tuple[int, ...], bool] | None = None  # to whom (None: everyone), and what
+        self._to_everyone = False  # in this round
+        self._words: dict[int, Heartbeat] = {}  # what others say likewise, by rank
+        self._met: list[s.Heard] = []  # who has said something since the last look
         self._silent: frozenset[int] = frozenset()
         self._round: int | None = None  # that is told to the others and whose deadline runs
         self._told_late = self._told_leaving = False
@@ -80,16 +101,13 @@ class Watch:
                 yield s.Heard(heartbeat.rank, heartbeat.incarnation, heartbeat.round, heartbeat.leaving)
         up_since = self._exchange.up_since
         self._liveness.link(up_since is not None, now if up_since is None else up_since)
-        # Of the whole run's ranks, as the subscription has it: a ring of the members alone would turn with every drop,
-        # and name some whom this peer does not hear.
-        members = {member.rank for member in self._machine.members}
-        mine = set(watched(self._me.rank, {*range(self._peers), *self._later, *members, *self._heard}))
-        self._liveness.watch(mine & (members | self._heard.keys()), now)
-        own = frozenset(self._liveness.silent(now))
-        if own != self._own:
-            self._own = own
-            self._report(own)
-        silent = own | self._hearsay(mine)
+        self._follow_members()
+        self._liveness.watch(self._watched, now)
+        yield from self._met
+        self._met.clear()
+        self._own = frozenset(self._liveness.silent(now))
+        self._tell()
+        silent = self._own | self._hearsay()
         if silent != self._silent:
             self._silent = silent
             yield s.Silent(silent)
@@ -102,19 +120,45 @@ class Watch:
                 yield s.RoundDeadline(self._machine.round)
 
     def reported(self, word: Heartbeat) -> None:
-        """Somebody says of whom it hears nothing."""
-        self._reports[word.rank] = frozenset(word.silent)
+        """Somebody says where it stands, and of whom it hears nothing."""
+        self._words[word.rank] = word
+        self._met.append(s.Heard(word.rank, word.incarnation, word.round, word.leaving))
 
-    def _report(self, silent: frozenset[int]) -> None:
-        """Where not everyone hears everyone, the others cannot know."""
-        if self._peers + len(self._later) > ALL_TO_ALL:
-            word = self._word(tuple(sorted(silent)))
-            self._exchange.publish("silent", self._trust.key.sign(word).to_json())
+    def _follow_members(self) -> None:
+        """Whom to listen to: of the whole run's ranks, as the subscription has it. A ring of the members alone would
+        turn with every drop, and name some whom this peer does not hear."""
+        members = self._machine.members
+        known = len(self._heard) + len(self._later)
+        if known == self._known and (members is self._members or members == self._members):
+            return
+        self._members, self._known = members, known
+        self._seated = frozenset(member.rank for member in members)
+        self._mine = frozenset(watched(self._me.rank, {*range(self._peers), *self._later, *self._seated, *self._heard}))
+        self._watched = self._mine & (self._seated | self._heard.keys())
 
-    def _hearsay(self, mine: set[int]) -> frozenset[int]:
+    def _tell(self) -> None:
+        """Say whom this peer does not hear; that it is there, where it is no member; that it wants to go.
+
+        The leader cannot know where not everyone hears everyone.
+        """
+        silent, leaving = tuple(sorted(self._own & self._seated)), self._machine.leaving
+        before = () if self._told is None else self._told[1]
+        worth = silent or before or leaving or self._me.rank not in self._seated
+        leaders = self._machine.succession if worth else ()
+        if self._peers + len(self._later) <= ALL_TO_ALL or leaders == ():
+            return
+        if silent and (self._told_late or not self._own.isdisjoint(leaders or ())):
+            self._to_everyone = True
+        to = None if leaders is None or self._to_everyone else leaders[-1]
+        if (to, silent, leaving) != self._told:
+            self._told = to, silent, leaving
+            if to != self._me.rank:
+                self._exchange.publish("silent", self._trust.key.sign(self._word(silent)).to_json(), to)
+
+    def _hearsay(self) -> frozenset[int]:
         """Ranks that this peer does not listen to, and of which two who do hear nothing: one of them might be wrong."""
-        said = Counter(rank for who, ranks in self._reports.items() if who not in self._own for rank in ranks)
-        return frozenset(rank for rank, times in said.items() if times >= _WITNESSES and rank not in mine)
+        said = Counter(rank for who, word in self._words.items() if who not in self._own for rank in word.silent)
+        return frozenset(rank for rank, times in said.items() if times >= _WITNESSES and rank not in self._mine)
 
     def _word(self, silent: tuple[int, ...] = ()) -> Heartbeat:
         round = max(self._machine.round, 0)
@@ -140,6 +184,9 @@ class Watch:
             self._deadline.add(self._deadline.elapsed(now))
         self._deadline.start(now)
         self._round, self._told_late = round, False
+        if self._machine.succession is not None:
+            self._told, self._to_everyone = None, False
+            self._words = {rank: word for rank, word in self._words.items() if word.round >= round}
         self._beat()
 
     def _beat(self) -> None:
@@ -147,12 +194,15 @@ class Watch:
 
     def _heartbeats(self) -> Iterator[tuple[Heartbeat, float]]:
         for beat in self._exchange.beats():
+            if beat.sender is not None and beat.body == self._bodies.get(beat.sender):
+                yield self._heard[beat.sender], beat.at  # the same bytes come every second, and were believed before
+                continue
             try:
                 heartbeat = Heartbeat.from_json(beat.body)
             except CorruptObject:
                 continue  # says nothing, least of all that its sender lives
             if heartbeat.run != self._run or heartbeat.rank != beat.sender or beat.sender == self._me.rank:
                 continue
-            # The same bytes come every second; what was believed once need not be checked again.
-            if heartbeat == self._heard.get(heartbeat.rank) or self._trust.doubt(heartbeat) is None:
+            if self._trust.doubt(heartbeat) is None:
+                self._bodies[heartbeat.rank] = beat.body
                 yield heartbeat, beat.at

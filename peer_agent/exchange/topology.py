@@ -18,7 +18,7 @@ sums on would have its hops between the commit and the averages, which only `nee
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -75,10 +75,11 @@ class Topology(Protocol):
         """What the peer of `rank`, member or observer, needs while nobody is silent."""
         ...
 
-    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> tuple[int, ...]:
+    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> Iterator[int]:
         """Who averages a shard, the first for a start and the others after it, each when those before are silent.
 
-        `live` are the ranks that the commit keeps or takes in and that are not silent.
+        `live` are the ranks that the commit keeps or takes in and that are not silent. Whoever asks for a few makers of
+        many shards must not have to pay for all: hence an iterator.
         """
         ...
 
@@ -107,8 +108,8 @@ class AllGather:
     def needs(self, rank: int, members: Ranks) -> Needs:
         return Needs(whole=True)
 
-    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> tuple[int, ...]:
-        return ()
+    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> Iterator[int]:
+        return iter(())
 
     def recipient(self, kind: str, *, leader: int, writer: int) -> int | None:
         return None
@@ -138,10 +139,12 @@ class ReduceScatter:
         own = tuple(shard for shard in range(count) if members[shard] == rank)
         return Needs(shards=own, averages=tuple(range(count)))
 
-    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> tuple[int, ...]:
-        order = [*members[shard:], *members[:shard]]
-        newcomers = sorted(set(live) - set(members))
-        return tuple([rank for rank in order if rank in live] + newcomers) or tuple(order)
+    def makers(self, shard: int, members: Ranks, live: Collection[int]) -> Iterator[int]:
+        for step in range(len(members)):
+            rank = members[(shard + step) % len(members)]
+            if rank in live or not live:
+                yield rank
+        yield from sorted(set(live) - set(members))
 
     def recipient(self, kind: str, *, leader: int, writer: int) -> int | None:
         return {"frame": leader, "shard": writer}.get(kind)

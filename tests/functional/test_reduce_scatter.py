@@ -69,7 +69,7 @@ def test_error_and_values_are_those_of_the_mean() -> None:
 def test_a_takeover_finds_the_place_taken_or_makes_the_same_bytes() -> None:
     round = ShardRound(model(5_000, [4]), range(4))
     commit = round.commit([0, 1, 3])
-    heir = topology("reduce_scatter").makers(2, round.members, {0, 1, 3})[0]
+    heir = next(topology("reduce_scatter").makers(2, round.members, {0, 1, 3}))
     assert heir == 3
     reduction = round.reduction(heir, commit)
     assert round.peers[heir].listed(ROUND, 4) == frozenset()

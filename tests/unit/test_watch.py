@@ -22,7 +22,7 @@ class Air:
 
     up_since: float | None = 0.0
     said: list[bytes] = field(default_factory=list)
-    published: list[tuple[str, Heartbeat]] = field(default_factory=list)
+    published: list[tuple[int | None, Heartbeat]] = field(default_factory=list)
     waiting: list[Beat] = field(default_factory=list)
 
     def beat(self, body: bytes) -> None:
@@ -32,8 +32,13 @@ class Air:
         found, self.waiting = self.waiting, []
         return found
 
-    def publish(self, kind: str, body: bytes) -> None:
-        self.published.append((kind, Heartbeat.from_json(body)))
+    def publish(self, kind: str, body: bytes, to: int | None = None) -> None:
+        assert kind == "silent"
+        self.published.append((to, Heartbeat.from_json(body)))
+
+    def told(self) -> list[tuple[int | None, tuple[int, ...]]]:
+        found, self.published = self.published, []
+        return [(to, word.silent) for to, word in found]
 
     def hear(self, rank: int, at: float, round: int = 0, incarnation: int = 1) -> None:
         word = Heartbeat(run="run", rank=rank, incarnation=incarnation, round=round)
@@ -44,6 +49,7 @@ class Air:
 class Machine:
     members: tuple[MemberRef, ...]
     round: int = 0
+    succession: tuple[int, ...] | None = (30,)
     leaving: bool = False
 
 
@@ -145,7 +151,96 @@ def test_beyond_sixteen_peers_two_witnesses_are_believed_and_one_is_not() -> Non
     assert silent(list(eye.events(1.3))) == [], "this peer hears it itself"
     everybody(5.9, but=mine[0])
     assert silent(list(eye.events(6.1))) == [{mine[0]}]
-    assert [(kind, word.silent) for kind, word in air.published] == [("silent", (mine[0],))], "and tells the others"
+    assert air.told() == [(30, (mine[0],))], "and tells the leader"
+
+
+def hear(eye: Watch, air: Air, at: float, but: int | None = None, peers: int = 40) -> list[s.Event]:
+    """Everyone whom rank 0 listens to says something, but for one."""
+    for rank in watched(0, range(peers)):
+        if rank != but:
+            air.hear(rank, at)
+    return list(eye.events(at))
+
+
+def test_a_word_is_taken_back_said_again_to_another_leader_and_in_another_round() -> None:
+    eye, air, machine = watch(40)
+    gone = watched(0, range(40))[0]
+    hear(eye, air, 0.0)
+    hear(eye, air, 4.0, but=gone)
+    hear(eye, air, 6.0, but=gone)
+    hear(eye, air, 7.0, but=gone)
+    assert air.told() == [(30, (gone,))], "once"
+    machine.succession = (30, 31)  # two others say that 30 is gone
+    hear(eye, air, 8.0, but=gone)
+    assert air.told() == [(31, (gone,))]
+    machine.round, machine.succession = 1, (31,)
+    hear(eye, air, 9.0, but=gone)
+    assert air.told() == [(31, (gone,))]
+    hear(eye, air, 10.0)
+    hear(eye, air, 11.0)
+    assert air.told() == [(31, ())]
+    machine.round, machine.succession = 2, (0,)
+    hear(eye, air, 12.0, but=gone)
+    assert silent(hear(eye, air, 16.5, but=gone)) == [{gone}]
+    assert air.told() == [], "the leader is this peer"
+
+
+def test_everyone_is_told_where_the_leader_is_silent_or_the_round_lasts_too_long() -> None:
+    gone = watched(0, range(40))[0]
+    eye, air, machine = watch(40)
+    machine.succession = (gone,)
+    hear(eye, air, 0.0)
+    hear(eye, air, 4.0, but=gone)
+    hear(eye, air, 6.0, but=gone)
+    machine.succession = (gone, gone + 1)
+    hear(eye, air, 6.2, but=gone)
+    hear(eye, air, 7.0)
+    assert air.told() == [(None, (gone,)), (None, ())]
+
+    eye, air, _ = watch(40, deadline_ceiling_seconds=8.0)
+    hear(eye, air, 0.0)
+    hear(eye, air, 4.0, but=gone)
+    hear(eye, air, 6.0, but=gone)
+    assert air.told() == [(30, (gone,))]
+    hear(eye, air, 8.1, but=gone)
+    hear(eye, air, 8.3, but=gone)
+    assert air.told() == [(None, (gone,))]
+
+
+def test_whoever_is_no_member_says_in_each_round_that_it_is_there_and_the_leader_hears_it() -> None:
+    eye, air, machine = watch(40)
+    machine.members = machine.members[1:]
+    for machine.round in (3, 4):
+        hear(eye, air, float(machine.round))
+        hear(eye, air, machine.round + 0.5)
+    assert [(to, word.round, word.incarnation) for to, word in air.published] == [(30, 3, 1), (30, 4, 1)]
+    eye, air, _ = watch(40)
+    far = next(rank for rank in range(1, 40) if rank not in watched(0, range(40)))
+    eye.reported(Heartbeat(run="run", rank=far, incarnation=2, round=5))
+    assert s.Heard(far, 2, 5) in list(eye.events(0.0))
+
+
+def test_what_was_said_in_an_earlier_round_holds_no_more() -> None:
+    eye, air, machine = watch(40)
+    far = next(rank for rank in range(1, 40) if rank not in watched(0, range(40)))
+    hear(eye, air, 0.0)
+    for rank in (11, 12):
+        eye.reported(Heartbeat(run="run", rank=rank, incarnation=1, round=1, silent=(far,)))
+    assert silent(hear(eye, air, 1.0)) == [{far}], "ahead of this peer"
+    machine.round = 1
+    assert silent(hear(eye, air, 2.0)) == []
+    machine.round = 2
+    assert silent(hear(eye, air, 3.0)) == [set()]
+
+
+def test_nobody_is_told_anything_where_everyone_hears_everyone_or_nobody_leads() -> None:
+    for peers, succession in ((3, (1,)), (40, ())):
+        eye, air, machine = watch(peers)
+        machine.succession = succession
+        machine.members = machine.members[1:]
+        list(eye.events(0.0))
+        assert silent(list(eye.events(6.0)))
+        assert air.told() == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"nonsense"])
@@ -154,3 +249,33 @@ def test_garbage_says_nothing(body: bytes) -> None:
     air.waiting.append(Beat(1, body, 0.0))
     assert list(eye.events(0.0)) == []
     assert silent(list(eye.events(5.1))) == [{1}]
+
+
+def test_where_nobody_leads_everyone_is_told_once_and_it_holds_until_it_is_taken_back() -> None:
+    """Asynchronous mode."""
+    eye, air, machine = watch(40)
+    machine.succession = None
+    gone, far = watched(0, range(40))[0], next(r for r in range(1, 40) if r not in watched(0, range(40)))
+    hear(eye, air, 0.0)
+    for rank in (11, 12):
+        eye.reported(Heartbeat(run="run", rank=rank, incarnation=1, round=0, silent=(far,)))
+    assert silent(hear(eye, air, 4.0, but=gone)) == [{far}]
+    for machine.round in (1, 2, 3):
+        hear(eye, air, 6.0 + machine.round, but=gone)
+    assert air.told() == [(None, (gone,))]
+    hear(eye, air, 10.0)
+    assert air.told() == [(None, ())]
+    eye.reported(Heartbeat(run="run", rank=11, incarnation=1, round=0))
+    assert silent(hear(eye, air, 11.0)) == [set()]
+
+
+def test_whoever_wants_to_go_tells_the_leader() -> None:
+    eye, air, machine = watch(40)
+    hear(eye, air, 0.0)
+    machine.leaving = True
+    hear(eye, air, 1.0)
+    hear(eye, air, 2.0)
+    assert [(to, word.leaving) for to, word in air.published] == [(30, True)]
+    far = next(r for r in range(1, 40) if r not in watched(0, range(40)))
+    eye.reported(Heartbeat(run="run", rank=far, incarnation=1, round=0, leaving=True))
+    assert s.Heard(far, 1, 0, leaving=True) in list(eye.events(3.0))
