@@ -31,19 +31,19 @@ def user_name(rank: int) -> str:
     return f"peer-{rank}"
 
 
-def rights(rank: int) -> Rights:
-    """Of the peer's account, in any run."""
+def rights(rank: int, run: str = r"[^.]+") -> Rights:
+    """Of the peer's account, in the runs whose names the regular expression `run` matches: in any by default."""
     queues = f"inbox\\.{rank}", f"pulses\\.{rank}\\.[0-9a-f]+"
     exchanges = "peer\\.\\d+", "pulse\\.\\d+"
     return Rights(
-        configure=_names(*exchanges, *queues),
-        write=_names(f"peer\\.{rank}", f"pulse\\.{rank}", *queues),
-        read=_names(*exchanges, *queues),
+        configure=_names(run, *exchanges, *queues),
+        write=_names(run, f"peer\\.{rank}", f"pulse\\.{rank}", *queues),
+        read=_names(run, *exchanges, *queues),
     )
 
 
-def _names(*endings: str) -> str:
-    return rf"^peerless\.[^.]+\.({'|'.join(endings)})$"
+def _names(run: str, *endings: str) -> str:
+    return rf"^peerless\.{run}\.({'|'.join(endings)})$"
 
 
 def rabbitmq_conf(peers: int, instance_type: str) -> str:

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from contract.clock import Clock, SystemClock
 from contract.errors import LocalStackError
 from infra.local import detached, lambda_start, ministack, rabbitmq, unfinished
+from infra.local.broker_accounts import Accounts, accounts
 from infra.local.detached import Endpoints, State
 from infra.local.lambda_client import LambdaService
 from infra.local.mending import Mender, Watcher, start_again
@@ -117,6 +118,7 @@ class LocalCloud:
             broker_url=broker.url,
             broker_address=broker.address,
             broker_origin=broker.origin,
+            broker_accounts=broker.accounts,
             lambda_url=f"http://{LOOPBACK}:{service[1]}",
         )
         children = {lambda_start.NAME: service[0], ministack.NAME: aws.child}  # the order of stopping
@@ -180,8 +182,12 @@ class LocalCloud:
 
     @property
     def broker_url(self) -> str:
-        """URL of RabbitMQ, with its password."""
+        """URL of RabbitMQ, with its password: on a private node the administrator's."""
         return self._endpoints.broker_url
+
+    def broker_accounts(self, run: str, note: Callable[[str], None]) -> Accounts:
+        """An account on the broker for each peer of `run`, where that can be; else `note` is told, once."""
+        return accounts(self.broker_url, run, note, private=self._endpoints.broker_accounts)
 
     @property
     def lambda_url(self) -> str:
@@ -345,7 +351,11 @@ class LocalCloud:
         if broker_url is not None and broker_url != endpoints.broker_url:
             given = rabbitmq.check_given(broker_url)
             endpoints = replace(
-                endpoints, broker_url=given.url, broker_address=given.address, broker_origin=given.origin
+                endpoints,
+                broker_url=given.url,
+                broker_address=given.address,
+                broker_origin=given.origin,
+                broker_accounts=False,
             )
         return cls(endpoints, {}, Watcher(folder, state), folder / S3_FOLDER, Starting())
 

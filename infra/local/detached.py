@@ -42,6 +42,8 @@ class Endpoints:
     broker_address: str
     broker_origin: str
     lambda_url: str
+    broker_accounts: bool = False
+    """Whether every rank has an account of its own on the broker."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from contract.errors import BrokerUnavailable, ConfigError, LocalStackError
+from infra.local.broker_accounts import definitions
 from infra.local.ports import LOOPBACK, free_ports
 from infra.local.processes import Child, Starting, run_command, wait_until_ready
 from infra.local.rabbitmq_install import ADVICE, Server, installed_server, unpacked_server
@@ -30,6 +31,7 @@ from infra.local.rabbitmq_install import ADVICE, Server, installed_server, unpac
 NAME = "RabbitMQ"
 USER = "peerless"
 IMAGE = "docker.io/library/rabbitmq:4.2"
+_DEFINITIONS = "definitions.json"
 _READY_SECONDS = 90.0
 _CONTAINER_READY_SECONDS = 600.0  # its image may have to be fetched
 _ENGINE_SECONDS = 5.0
@@ -66,6 +68,8 @@ class Broker:
     """https://host:port of its management API; empty where it was started without."""
     lasting: bool = False
     """Whether the same child, started again, finds its queues, accounts and messages: a node does, a container not."""
+    accounts: bool = False
+    """Whether every rank has an account of its own from the start on (`broker_accounts.Derived`)."""
 
 
 def start(folder: Path, log_path: Path, starting: Starting, environ: Mapping[str, str] | None = None) -> Broker:
@@ -174,11 +178,13 @@ def _start_node(
     """With a certificate, AMQP and the management API over TLS too."""
     port, distribution_port, tls_port, management_port = free_ports(4)
     password = secrets.token_urlsafe(24)
+    url = _url("amqp", port, password)
     shutil.rmtree(folder, ignore_errors=True)  # what a node left whose guard was killed
     folder.mkdir(parents=True, mode=0o700)
-    for name in ("rabbitmq.conf", ".erlang.cookie"):
+    for name in (_DEFINITIONS, ".erlang.cookie"):
         (folder / name).touch(mode=0o600)
-    settings = configuration(port, password, _knows_later_limits(server))
+    (folder / _DEFINITIONS).write_text(definitions(url))
+    settings = configuration(port, folder / _DEFINITIONS, _knows_later_limits(server))
     environment = node_environment(server, folder, port, distribution_port)
     if certificate is not None:
         settings += _over_tls(certificate, tls_port, management_port)
@@ -198,10 +204,10 @@ def _start_node(
         successor=True,  # over the same data: queues, accounts and what nobody has acknowledged
     )
     if certificate is None:
-        broker = Broker(_url("amqp", port, password), f"{LOOPBACK}:{port}", server.origin, child, lasting=True)
+        broker = Broker(url, f"{LOOPBACK}:{port}", server.origin, child, lasting=True, accounts=True)
     else:
         url, management = _url("amqps", tls_port, password), f"https://{LOOPBACK}:{management_port}"
-        broker = Broker(url, f"{LOOPBACK}:{tls_port}", server.origin, child, management, lasting=True)
+        broker = Broker(url, f"{LOOPBACK}:{tls_port}", server.origin, child, management, lasting=True, accounts=True)
     return _ready(broker, starting, _READY_SECONDS)
 
 
@@ -253,13 +259,11 @@ def _url(scheme: str, port: int, password: str) -> str:
     return f"{scheme}://{USER}:{quote(password, safe='')}@{LOOPBACK}:{port}/%2F"
 
 
-def configuration(port: int, password: str, later_limits: bool) -> str:
-    """`rabbitmq.conf` of a private node."""
+def configuration(port: int, definitions: Path, later_limits: bool) -> str:
+    """`rabbitmq.conf` of a private node; its accounts, and no others, are in `definitions`."""
     settings = {
         "listeners.tcp.1": f"{LOOPBACK}:{port}",
-        "default_user": USER,
-        "default_pass": password,
-        "default_user_tags.administrator": "true",
+        "load_definitions": str(definitions),
         **_LIMITS,
         **(_LATER_LIMITS if later_limits else {}),
         # Amounts rather than shares of the machine, which several nodes may use at once.

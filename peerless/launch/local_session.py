@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from contract.clock import Clock
 from contract.config import RunConfig
-from contract.errors import PeerlessError
+from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.runspec import RunSpec
 from contract.store import S3Store
 from infra.local import ministack, unfinished
+from infra.local.broker_accounts import Accounts
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from peerless.launch import result
@@ -74,6 +76,7 @@ class Session:
         self._crew: Crew | None = None
         self._spec: RunSpec | None = None
         self._finished = False
+        self._accounts: Accounts | None = None  # the peers' on the broker
 
     def make_resources(self, batches: tuple[int, ...]) -> tuple[str, ...]:
         """Buckets, workers and state machines; the machines' ARNs by rank. `batches` are those of the partitions."""
@@ -93,6 +96,7 @@ class Session:
         """Start the peers and follow them to their end; returns what failed, or None."""
         assert self._spec is not None
         desk, config = self._desk, self._config
+        self._accounts = desk.cloud.broker_accounts(self._places.run, desk.observer.note)
         desk.observer.training(config.peers, self._spec.rounds_limit)
         tail = EventTail(desk.folder.events, from_now=True)
         self._crew = Crew(
@@ -126,6 +130,9 @@ class Session:
     def settle(self) -> None:
         """Keep what going on takes, or take everything off; to be called once the peers have ended."""
         desk = self._desk
+        if self._accounts is not None:
+            with contextlib.suppress(BrokerUnavailable):  # it is gone, or takes them with it
+                self._accounts.close()
         keep = not self._finished and Told.of(desk.folder.events).rounds > 0
         desk.cloud.keep_data = keep
         if keep:
@@ -161,6 +168,7 @@ class Session:
 
     def _start_peer(self, stack: ExitStack, rank: int) -> Child:
         """The identity is the rank's in this run, so that a peer that is started again takes its rank over at once."""
+        assert self._accounts is not None
         desk, run = self._desk, self._places.run
         command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", run]
         command += ["--run-bucket", self._places.run_bucket, "--events", str(desk.folder.events)]
@@ -168,7 +176,12 @@ class Session:
         child = Child.start(
             f"peer {rank}",
             command,
-            env={**desk.cloud.environment(os.environ), **self._environment(), "TMPDIR": str(scratch)},
+            env={
+                **desk.cloud.environment(os.environ),
+                **self._environment(),
+                "PEERLESS_BROKER_URL": self._accounts.url(rank),
+                "TMPDIR": str(scratch),
+            },
             log_path=desk.folder.logs / f"peer-{rank}.log",
             grace_seconds=END_SECONDS,
             afterwards=["rm", "-rf", str(scratch)],

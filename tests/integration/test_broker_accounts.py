@@ -20,13 +20,11 @@ from infra.local.rabbitmq import Broker, start_managed
 from lambdas.broker_users.handler import Budget, Management, NotLetIn, handler
 from peer_agent.exchange import open_exchange
 from peer_agent.exchange.connecting import connection_parameters
-from peer_agent.exchange.inboxes import TO_OTHERS
 from peer_agent.ports import Exchange
+from tests.fakes.broker_attempts import ACCESS_REFUSED, ATTEMPTS
 from tests.fakes.certificates import self_signed
 from tests.fakes.custom_resource import Context, Server, event
 from tests.fakes.exchange_contract import HEARTBEAT_SECONDS, listen, receive
-
-ACCESS_REFUSED = 403
 
 
 @pytest.fixture(scope="module")
@@ -137,30 +135,6 @@ def test_retiring_leaves_nothing_behind(broker: Broker, opened: Callable[[int], 
             with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
                 connection.channel().exchange_declare(name, passive=True)
     connection.close()
-
-
-#: What peer 0's account must not do, with the names of a run.
-ATTEMPTS: dict[str, Callable[[BlockingChannel, str], object]] = {
-    "read": lambda channel, run: channel.basic_get(keys.inbox(run, 1)),
-    "consume": lambda channel, run: next(channel.consume(keys.inbox(run, 1))),
-    "purge": lambda channel, run: channel.queue_purge(keys.inbox(run, 1)),
-    "delete": lambda channel, run: channel.queue_delete(keys.inbox(run, 1)),
-    "declare": lambda channel, run: channel.queue_declare(keys.inbox(run, 2), durable=True),
-    "bind": lambda channel, run: channel.queue_bind(keys.inbox(run, 1), keys.peer_exchange(run, 0), TO_OTHERS),
-    "unbind": lambda channel, run: channel.queue_unbind(keys.inbox(run, 1), keys.peer_exchange(run, 0), TO_OTHERS),
-    "publish as the other": lambda channel, run: channel.basic_publish(keys.peer_exchange(run, 1), TO_OTHERS, b"!"),
-    "beat as the other": lambda channel, run: channel.basic_publish(keys.pulse_exchange(run, 1), TO_OTHERS, b"!"),
-    "declare a queue for the other's heartbeats": lambda channel, run: channel.queue_declare(
-        keys.pulses(run, 1, "c0ffee"), exclusive=True
-    ),
-    "publish into the inbox": lambda channel, run: channel.basic_publish("", keys.inbox(run, 1), b"!"),
-    "publish into its own inbox": lambda channel, run: channel.basic_publish("", keys.inbox(run, 0), b"!"),
-    "feed the other's exchange": lambda channel, run: channel.exchange_bind(
-        keys.peer_exchange(run, 1), keys.peer_exchange(run, 0), TO_OTHERS
-    ),
-    "declare other queues": lambda channel, run: channel.queue_declare("anything"),
-    "declare other exchanges": lambda channel, run: channel.exchange_declare("anything"),
-}
 
 
 @pytest.mark.parametrize("what", ATTEMPTS)

@@ -69,7 +69,7 @@ def test_the_password_is_in_no_argument_and_no_log(node: Child, broker_url: str)
 
 def test_what_holds_the_password_is_the_user_s_alone(node: Child) -> None:
     folder = Path(psutil.Process(node.pid).cwd())
-    assert (folder / "rabbitmq.conf").stat().st_mode & 0o077 == 0
+    assert (folder / "definitions.json").stat().st_mode & 0o077 == 0
     assert (folder / ".erlang.cookie").stat().st_mode & 0o077 == 0
 
 

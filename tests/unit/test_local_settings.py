@@ -20,15 +20,16 @@ def settings(text: str) -> dict[str, str]:
 
 
 def test_a_private_node_has_the_limits_of_the_broker_on_aws() -> None:
-    told = settings(rabbitmq.configuration(5000, "secret", later_limits=True))
+    told = settings(rabbitmq.configuration(5000, Path("/run/one/definitions.json"), later_limits=True))
     assert told["listeners.tcp.1"] == "127.0.0.1:5000"
     assert told["max_message_size"] == "524288"
     assert told["consumer_max_per_channel"] == "10"
-    assert "guest" not in told.values()
+    assert told["load_definitions"] == "/run/one/definitions.json"
+    assert not {name for name in told if name.startswith("default_")}, "accounts are in the definitions alone"
 
 
 def test_an_old_server_is_not_told_what_it_does_not_know() -> None:
-    assert "consumer_max_per_channel" not in settings(rabbitmq.configuration(5000, "secret", later_limits=False))
+    assert "consumer_max_per_channel" not in settings(rabbitmq.configuration(5000, Path("/d"), later_limits=False))
 
 
 def test_no_setting_of_the_user_s_reaches_a_private_node(monkeypatch: pytest.MonkeyPatch) -> None:
