@@ -15,6 +15,7 @@ BENCHMARKS = {
     "scale": "bytes per peer under reduce_scatter, and control messages of up to 1,000 simulated peers",
     "images": "the container images, without a container engine: import time, memory, one invocation",
     "aggregation": "16 contributions of 100 MB by every strategy: memory in model sizes, time against memcpy",
+    "memory": "a whole peer among 16 with 100 MB each: what a round takes beyond model and optimizer state",
     "codec": "the vendored QSGD codec: speed against memcpy and torch, size, error and import cost",
 }
 

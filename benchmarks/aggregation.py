@@ -153,9 +153,9 @@ def measure(strategy: str, folder: Path) -> Measured:
     return Measured(models, statistics.median(seconds), statistics.median(copying))
 
 
-def resident(field: str) -> int:
-    """Bytes of this process's memory, as Linux counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident(field: str, pid: int | str = "self") -> int:
+    """Bytes of a process's memory, as Linux counts them."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 

@@ -263,7 +263,8 @@ def encode_weights(
     """
     if (name := not_finite(layout, flat)) is not None:
         raise NonFiniteGradient(f"the weights of {name} hold NaN or infinity; a smaller optimizer.lr may help")
-    payload = codec("none").encode(flat, 0)
+    # What codec none encodes to; a view, because the frame is a copy of all weights as it is.
+    payload = np.ascontiguousarray(flat, "<f4").data.cast("B")
     packed = pack_buffers(layout, buffers)
     header = wire.FrameHeader(
         kind=wire.Kind.WEIGHTS,
