@@ -147,8 +147,9 @@ class ExchangeConfig(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 4
     """Asynchronous mode: a frame computed more than so many rounds behind the receiver's is rejected and counted."""
     average_weights_every: Annotated[int, Field(ge=0)] = 0
-    """Asynchronous mode: after so many rounds a peer averages its weights with the others' latest, so that they do not
-    drift apart; 0 never does."""
+    """Asynchronous mode: every so many rounds of its own a peer averages its weights with the others' latest, so that
+    they do not drift apart; 0 never does. They travel as float32, 4 bytes a parameter whatever the codec. What is more
+    than `max_staleness` rounds behind is left out, so keep this no larger where peers differ in pace."""
     poll_seconds: Seconds = 2.0
     """A record that no message announced for so long is looked for in S3."""
     start_timeout_seconds: Seconds = 180.0
@@ -337,6 +338,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"aggregation.name = {name!r} with byzantine = {byzantine} needs {needed} peers, "
                 f"but the run has {self.peers}"
+            )
+        if self.mode == "async" and self.exchange.average_weights_every and name not in BUILT_IN_AGGREGATORS:
+            raise ValueError(
+                f"exchange.average_weights_every needs a built-in aggregation, and {name} is for gradients"
             )
         if self.exchange.topology == "reduce_scatter" and (name == "krum" or self.aggregation.clip_norm):
             what = "krum" if name == "krum" else "clip_norm"
