@@ -63,7 +63,11 @@ class SampleCount:
 
 
 class WeightedMean:
-    """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size."""
+    """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size.
+
+    Small payloads wait for each other, up to half a gradient's bytes of them: a pass over the gradient costs more than
+    several of them do. What waits must not change before `result`.
+    """
 
     remarks = Remarks()
 
@@ -73,6 +77,8 @@ class WeightedMean:
         self._layout = layout
         self._total = total_samples
         self._gradient = np.zeros(layout.elements, np.float32)
+        self._waiting: list[tuple[bytes | memoryview, float]] = []
+        self._codec: GradientCodec | None = None  # of what waits
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._lowest: Buffers = {}
         self._highest: Buffers = {}
@@ -94,9 +100,29 @@ class WeightedMean:
         """
         self._count.take(samples)
         check_values(self._layout, None, buffers)
-        codec.accumulate(gradient_payload, self._gradient, samples / self._total * scale)
+        self._add_gradient(gradient_payload, codec, samples / self._total * scale)
         for name, value in buffers.items():
             self._add_buffer(name, value, samples)
+
+    def _add_gradient(self, payload: bytes | memoryview, codec: GradientCodec, weight: float) -> None:
+        room = self._gradient.nbytes // 2
+        alone = 2 * len(payload) > room
+        if alone or codec is not self._codec:
+            self._add_waiting()
+        if alone:
+            codec.accumulate(payload, self._gradient, weight)
+            return
+        codec.check(payload, self._gradient.size)
+        self._codec = codec
+        self._waiting.append((payload, weight))
+        if (len(self._waiting) + 1) * len(payload) > room:  # before the next one is read
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if self._waiting and self._codec is not None:
+            payloads, weights = zip(*self._waiting, strict=True)
+            self._codec.accumulate_many(payloads, self._gradient, weights)
+        self._waiting = []
 
     def _add_buffer(self, name: str, value: NDArray[Any], samples: int) -> None:
         if name not in self._lowest:
@@ -119,6 +145,7 @@ class WeightedMean:
         """
         self._count.check_complete()
         check_values(self._layout, None, base_buffers)
+        self._add_waiting()
         buffers = {entry.name: self._buffer(entry.name, base_buffers[entry.name]) for entry in self._layout.buffers}
         return self._gradient, buffers
 

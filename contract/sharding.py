@@ -88,9 +88,15 @@ class ShardedCodec:
 
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         """acc (n,) += weight * decode(blob, n). Raises CorruptObject; `acc` is then as it was."""
-        self.check(blob, acc.size)  # all of it, before anything is added
-        for part, payload in self.split(blob):
-            self._codec.accumulate(payload, acc[part], weight)
+        self.accumulate_many([blob], acc, [weight])
+
+    def accumulate_many(self, blobs: Sequence[Blob], acc: F32, weights: Sequence[float]) -> None:
+        """What `accumulate` of each in turn gives, bit for bit. Raises CorruptObject; `acc` is then as it was."""
+        for blob in blobs:  # all of it, before anything is added
+            self.check(blob, acc.size)
+        for shards in zip(*(self.split(blob) for blob in blobs), strict=True):
+            part = shards[0][0]
+            self._codec.accumulate_many([payload for _, payload in shards], acc[part], weights)
 
     def split(self, blob: Blob) -> Iterator[tuple[slice, memoryview]]:
         """Each shard's values and its part of a payload. Raises CorruptObject for a payload of another length."""

@@ -196,6 +196,28 @@ def test_a_scale_changes_the_gradient_and_neither_weight_nor_buffers() -> None:
     assert after["mean"].tolist() == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("name", ["none", "fp16", "qsgd8", "qsgd4"])
+def test_payloads_that_wait_for_each_other_change_no_bit(name: str) -> None:
+    size, samples = 3_000, (5, 3, 9, 1, 2, 7, 4)
+    layout = Layout((Entry("w", (size,)),), ())
+    mean, one_by_one = WeightedMean(layout, sum(samples)), np.zeros(size, np.float32)
+    for k, (gradient, count) in enumerate(zip(gradients(7, size), samples, strict=True)):
+        used = codec("none") if k == 4 else codec(name)
+        payload = used.encode(gradient, seed=k)
+        mean.add(payload, used, {}, count)
+        used.accumulate(payload, one_by_one, count / sum(samples))
+    got, _ = mean.result({})
+    assert got.tobytes() == one_by_one.tobytes()
+
+
+def test_a_payload_that_does_not_decode_is_refused_at_once() -> None:
+    layout = Layout((Entry("w", (3_000,)),), ())
+    mean, payload = WeightedMean(layout, 10), codec("qsgd4").encode(gradients(1, 3_000)[0], seed=1)
+    mean.add(payload, codec("qsgd4"), {}, 5)
+    with pytest.raises(CorruptObject):
+        mean.add(payload[:-1] + bytes([payload[-1] ^ 1]), codec("qsgd4"), {}, 5)
+
+
 @pytest.mark.parametrize(
     ("name", "sha256"),
     [

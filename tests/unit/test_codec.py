@@ -99,6 +99,24 @@ def test_out_and_accumulate_agree_with_decode(tested: GradientCodec, size: int) 
 
 
 @pytest.mark.parametrize("tested", ALL, ids=name_of)
+def test_many_are_accumulated_as_one_after_the_other(tested: GradientCodec) -> None:
+    size, weights = 3_000, (0.25, 1 / 3, -2.0)
+    blobs = [tested.encode(gradient(size, seed), seed) for seed in range(3)]
+    want, got = gradient(size, seed=9), gradient(size, seed=9)
+    for blob, weight in zip(blobs, weights, strict=True):
+        tested.accumulate(blob, want, weight)
+    tested.accumulate_many(blobs, got, weights)
+    assert got.tobytes() == want.tobytes()
+    with pytest.raises(CorruptObject):
+        tested.accumulate_many([blobs[0], blobs[1][:-1], blobs[2]], got, weights)
+    with pytest.raises(ValueError, match="finite"):
+        tested.accumulate_many(blobs, got, (1.0, float("inf"), 1.0))
+    assert got.tobytes() == want.tobytes()
+    tested.accumulate_many([], got, [])
+    assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("tested", ALL, ids=name_of)
 def test_a_check_passes_what_can_be_decoded_and_makes_no_values(tested: GradientCodec) -> None:
     for size in SIZES:
         tested.check(memoryview(tested.encode(gradient(size), seed=5)), size)

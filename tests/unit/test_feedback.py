@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,6 +194,9 @@ class QsgdL2:
 
     def accumulate(self, blob: Blob, acc: F32, weight: float) -> None:
         qsgd_compress.accumulate(blob, acc, weight)
+
+    def accumulate_many(self, blobs: Sequence[Blob], acc: F32, weights: Sequence[float]) -> None:
+        qsgd_compress.accumulate_many(blobs, acc, weights)
 
 
 def test_scaled_by_the_l2_norm_the_residual_grows_without_bound() -> None:
