@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws
+from peerless.commands import aws, join
 from peerless.commands.options import (
     Config,
     Json,
@@ -152,6 +152,7 @@ def local_status(as_json: Json = False) -> None:
     show(LocalCloud.status(LOCAL_FOLDER), as_json)
 
 
+join.register(app)
 aws.register(app)
 
 

@@ -360,6 +360,11 @@ class LocalCloud:
         return cls(endpoints, {}, Watcher(folder, state), folder / S3_FOLDER, Starting())
 
     @classmethod
+    def of(cls, state: State) -> LocalCloud:
+        """Servers that another process of this machine has started, mends and stops."""
+        return cls(state.endpoints, {}, Mender({}, {}), Path(os.devnull), Starting())
+
+    @classmethod
     def status(cls, folder: Path) -> dict[str, Any]:
         """`state` (stopped, starting, running or failed), and one text per server: where it listens, and whether it
         answers. Passwords are not in it."""

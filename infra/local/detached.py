@@ -55,24 +55,24 @@ class State:
     """Process id by server."""
     version: int = 1
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = STATE) -> None:
         """In one step, readable by this user alone."""
-        partial = folder / f".{STATE}.{os.getpid()}"
+        partial = folder / f".{name}.{os.getpid()}"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(asdict(self), file, indent=1)
-        partial.replace(folder / STATE)
+        partial.replace(folder / name)
 
     @classmethod
-    def read(cls, folder: Path) -> State | None:
-        """None where no supervisor has got so far. Raises LocalStackError for what is not such a file."""
-        path = folder / STATE
+    def read(cls, folder: Path, name: str = STATE) -> State | None:
+        """None where no supervisor, or run, has got so far. Raises LocalStackError for what is not such a file."""
+        path = folder / name
         try:
             values = json.loads(path.read_text())
             return cls(**{**values, "endpoints": Endpoints(**values["endpoints"])})
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
-            raise LocalStackError(f"{path} is not a file of `peerless local up`; remove it") from error
+            raise LocalStackError(f"{path} does not say where servers listen; remove it") from error
 
 
 @contextlib.contextmanager

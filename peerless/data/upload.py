@@ -63,17 +63,27 @@ def upload(
     return _Upload(prepared, store, places).run(threads, object_bytes)
 
 
+def upload_partition(
+    prepared: Prepared, store: ObjectStore, places: Places, rank: int, *, object_bytes: int = OBJECT_BYTES
+) -> Manifest:
+    """Write the batches of a data set with one partition into the bucket of `rank`; gives the manifest to be written.
+
+    On any failure what this call wrote is removed again, as `upload` does.
+    """
+    return _Upload(prepared, store, places, rank).run_partition(_THREADS, object_bytes)
+
+
 class _Upload:
-    def __init__(self, prepared: Prepared, store: ObjectStore, places: Places) -> None:
-        self._prepared, self._store, self._places = prepared, store, places
+    def __init__(self, prepared: Prepared, store: ObjectStore, places: Places, first: int = 0) -> None:
+        """`first` is the rank of the first partition."""
+        self._prepared, self._store, self._places, self._first = prepared, store, places, first
         self._lock = threading.Lock()
         self._attempted: list[Place] = []
         self._bytes = 0
 
     def run(self, threads: int, object_bytes: int) -> UploadResult:
         ranks = range(len(self._prepared.partitions))
-        pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="upload")
-        try:
+        with self._pool(threads) as pool:
             validation = pool.submit(self._put_validation)  # the largest object first
             groups = [
                 [pool.submit(self._put_group, rank, group) for group in self._groups(rank, object_bytes)]
@@ -85,12 +95,6 @@ class _Upload:
                 for rank in ranks
             )
             _all_done([pool.submit(self._put_manifest, manifest) for manifest in manifests])
-        except BaseException:  # Ctrl-C must not leave half an upload either
-            pool.shutdown(wait=True, cancel_futures=True)
-            with contextlib.suppress(PeerlessError):  # the first error is the one to report
-                self._store.delete(self._attempted)
-            raise
-        pool.shutdown(wait=True)
         return UploadResult(
             manifests=manifests,
             validation_sha256=validation.result(),
@@ -98,6 +102,25 @@ class _Upload:
             objects=len(self._attempted),
             bytes=self._bytes,
         )
+
+    def run_partition(self, threads: int, object_bytes: int) -> Manifest:
+        with self._pool(threads) as pool:
+            groups = [pool.submit(self._put_group, 0, group) for group in self._groups(0, object_bytes)]
+            _all_done(groups)
+            return Manifest(rank=self._first, batches=tuple(ref for future in groups for ref in future.result()))
+
+    @contextlib.contextmanager
+    def _pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads to put with; on any failure, and on Ctrl-C, what they have put is removed again."""
+        pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="upload")
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            with contextlib.suppress(PeerlessError):  # the first error is the one to report
+                self._store.delete(self._attempted)
+            raise
+        pool.shutdown(wait=True)
 
     def _groups(self, rank: int, object_bytes: int) -> Iterator[range]:
         """Consecutive batches that share an object."""
@@ -107,7 +130,7 @@ class _Upload:
             yield range(start, min(start + together, count))
 
     def _put_group(self, rank: int, group: range) -> list[BatchRef]:
-        place = self._places.batch(rank, group[0])
+        place = self._places.batch(self._first + rank, group[0])
         content, references = bytearray(), []
         for index in group:
             x, y = self._prepared.batch(rank, index)

@@ -8,7 +8,7 @@ way: the run fails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from contract.clock import Clock
@@ -30,14 +30,19 @@ class Crew:
     def __init__(
         self,
         start: Callable[[int], Child],
-        peers: int,
+        ranks: Iterable[int],
         membership: MembershipConfig,
         clock: Clock,
         told: Callable[[int, str, int], None] = lambda *_: None,
+        guests: Collection[int] = (),
     ) -> None:
-        """Starts all peers at once. Raises LocalStackError."""
+        """Starts all peers at once. Raises LocalStackError.
+
+        `guests` are those of the ranks that would leave the run when asked to end: they end with the others.
+        """
+        self._guests = frozenset(guests)
         self._start, self._membership, self._clock, self._told = start, membership, clock, told
-        self._children = {rank: start(rank) for rank in range(peers)}
+        self._children = {rank: start(rank) for rank in ranks}
         self._statuses: dict[int, int | None] = dict.fromkeys(self._children)  # as the last look found them
         self.restarts: Counter[int] = Counter()
         """How often each rank was started again."""
@@ -66,9 +71,9 @@ class Crew:
 
     def saw(self, event: dict[str, Any]) -> None:
         """An event of a peer's."""
-        if event["event"] != "failed":
-            return
-        if event.get("alone"):
+        if event["event"] != "failed" or event["rank"] not in self._children:
+            return  # of whoever joined from elsewhere another one takes care
+        if event.get("alone") or event["rank"] in self._guests:
             self._alone[event["rank"]] = event["error"]
         else:
             self._said.append(f"peer {event['rank']}: {event['error']}")
@@ -76,12 +81,15 @@ class Crew:
     def look(self) -> None:
         """Note who has ended, and start those again whose time has come. Raises LocalStackError."""
         self._statuses = {rank: child.poll() for rank, child in self._children.items()}
+        if self._ending and all(rank in self._guests for rank in self._running()):
+            self._terminate(self._guests)
         for rank, status in self._statuses.items():
             if not status or rank in self._due or rank in self._lost:
                 continue
             if status in _SAID_WHY:
                 self._lost[rank] = told = self._sentence(rank)
-                self._failed.append(told)
+                if rank not in self._guests:
+                    self._failed.append(told)
             elif self._ending or not self._may_start(rank):
                 if not (self._ending and status in _ENDED_EARLY):
                     self._lost[rank] = self._sentence(rank)
@@ -97,13 +105,12 @@ class Crew:
         for rank in self._due:
             self._lost[rank] = self._sentence(rank)
         self._due.clear()
-        for child in self._running():
-            child.terminate()
+        self._terminate(self._children.keys() - self._guests)
 
     def kill(self) -> None:
         """End all at once."""
-        for child in self._running():
-            child.kill()
+        for rank in self._running():
+            self._children[rank].kill()
 
     def sentence(self) -> str | None:
         """The first failure that was told; else, below the quorum, how the first peer died that stays dead."""
@@ -133,8 +140,13 @@ class Crew:
         """Whether a peer has ended well: then the run has, and a late one would come in vain."""
         return 0 in self._statuses.values()
 
-    def _running(self) -> list[Child]:
-        return [child for rank, child in self._children.items() if self._statuses[rank] is None]
+    def _running(self) -> list[int]:
+        return [rank for rank in self._children if self._statuses[rank] is None]
+
+    def _terminate(self, ranks: Collection[int]) -> None:
+        for rank in self._running():
+            if rank in ranks:
+                self._children[rank].terminate()
 
     def _sentence(self, rank: int) -> str:
         if rank in self._alone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from contract.clock import Clock
 from contract.config import RunConfig
 from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
+from contract.joining import Joined, joined_ranks
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.runspec import RunSpec
@@ -29,6 +30,7 @@ from peerless.launch import result
 from peerless.launch.crew import Crew
 from peerless.launch.deployed import Deployment
 from peerless.launch.follow import END_SECONDS, EventTail, Told, follow
+from peerless.launch.guests import wait_for_all
 from peerless.launch.interrupts import Interrupts
 from peerless.launch.memory import MemoryMeter
 from peerless.launch.parts import Parts
@@ -75,6 +77,7 @@ class Session:
         self._broken: str | None = None  # how a server ended that the peers need
         self._crew: Crew | None = None
         self._spec: RunSpec | None = None
+        self._joined: tuple[Joined, ...] = ()
         self._finished = False
         self._accounts: Accounts | None = None  # the peers' on the broker
 
@@ -82,6 +85,13 @@ class Session:
         """Buckets, workers and state machines; the machines' ARNs by rank. `batches` are those of the partitions."""
         counts = batches_per_round(self._config, batches)
         return self._desk.resources.provide(self._config, counts, self._environment(), self._workers())
+
+    def bring(self, guests: Sequence[Joined]) -> None:
+        """State machines for those who had joined an earlier part of the run."""
+        for guest in guests:
+            if guest.state_machine:
+                (count,) = batches_per_round(self._config, (guest.batches,))
+                self._desk.resources.add(self._config, guest.state_machine.rpartition(":")[2], count)
 
     def ready(self, spec: RunSpec) -> None:
         """The run lies in its buckets; from here on it can be taken up again, so what holds its data is noted."""
@@ -91,23 +101,38 @@ class Session:
         if desk.parts.servers and not desk.parts.deployed:
             places = spec.places
             unfinished.note(Path(desk.parts.servers), desk.parts.run, [places.run_bucket, *places.peer_buckets])
+        desk.cloud.state().write(desk.folder.path, desk.folder.servers.name)
 
-    def train(self, stack: ExitStack, interrupts: Interrupts) -> str | None:
-        """Start the peers and follow them to their end; returns what failed, or None."""
+    def train(self, stack: ExitStack, interrupts: Interrupts, guests: Collection[int] = ()) -> str | None:
+        """Start the peers and follow them to their end; returns what failed, or None.
+
+        `guests` are ranks that had joined an earlier part of the run, and whose data are here.
+        """
         assert self._spec is not None
         desk, config = self._desk, self._config
         self._accounts = desk.cloud.broker_accounts(self._places.run, desk.observer.note)
         desk.observer.training(config.peers, self._spec.rounds_limit)
         tail = EventTail(desk.folder.events, from_now=True)
         self._crew = Crew(
-            lambda rank: self._start_peer(stack, rank), config.peers, config.membership, desk.clock, self._tell_restart
+            lambda rank: self._start_peer(stack, rank),
+            [*range(config.peers), *guests],
+            config.membership,
+            desk.clock,
+            self._tell_restart,
+            guests,
         )
-        return follow(self._crew, tail, desk.observer, desk.clock, lambda: interrupts.wanted, self._look_around)
+        error = follow(self._crew, tail, desk.observer, desk.clock, lambda: interrupts.wanted, self._look_around)
+        desk.folder.servers.unlink(missing_ok=True)  # nobody joins any more
+        if not wait_for_all(desk.folder, desk.clock):
+            desk.observer.note("somebody who joined this run does not end; not waiting any longer")
+        return error
 
     def finish(self, error: str | None, interrupted: bool) -> dict[str, Any]:
         """Fetch and test the saved model, and write model.safetensors and summary.json."""
         desk = self._desk
         store = open_store(desk.cloud, desk.clock, attempts=1) if self._broken else self.store
+        with contextlib.suppress(*([PeerlessError] if error else [])):
+            self._joined = joined_ranks(store, self._places, self._config.peers)
         summary = result.conclude(
             desk.folder,
             store,
@@ -116,6 +141,7 @@ class Session:
             self._model,
             self._tests,
             earlier=[self._places.of_run(run) for run in desk.parts.runs[:-1]],
+            joined=self._joined,
             run=desk.parts.run,
             resume=desk.command,
             counters=desk.resources.counters,
@@ -135,6 +161,7 @@ class Session:
                 self._accounts.close()
         keep = not self._finished and Told.of(desk.folder.events).rounds > 0
         desk.cloud.keep_data = keep
+        desk.folder.servers.unlink(missing_ok=True)
         if keep:
             desk.observer.note(f"to go on with this run: {desk.command}")
         else:
@@ -142,6 +169,7 @@ class Session:
         if not desk.parts.servers:
             return
         try:
+            desk.resources.adopt([each.bucket for each in self._joined], [each.state_machine for each in self._joined])
             desk.resources.remove(keep_buckets=keep)
             if not keep:
                 unfinished.forget(Path(desk.parts.servers), desk.parts.run)
@@ -167,40 +195,50 @@ class Session:
             self._desk.resources.restore()
 
     def _start_peer(self, stack: ExitStack, rank: int) -> Child:
-        """The identity is the rank's in this run, so that a peer that is started again takes its rank over at once."""
         assert self._accounts is not None
-        desk, run = self._desk, self._places.run
-        command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", run]
-        command += ["--run-bucket", self._places.run_bucket, "--events", str(desk.folder.events)]
-        scratch = desk.folder.scratch(rank)
-        child = Child.start(
-            f"peer {rank}",
-            command,
-            env={
-                **desk.cloud.environment(os.environ),
-                **self._environment(),
-                "PEERLESS_BROKER_URL": self._accounts.url(rank),
-                "TMPDIR": str(scratch),
-            },
-            log_path=desk.folder.logs / f"peer-{rank}.log",
-            grace_seconds=END_SECONDS,
-            afterwards=["rm", "-rf", str(scratch)],
-        )
-        stack.callback(child.kill)
-        return child
+        environment = {
+            **self._desk.cloud.environment(os.environ),
+            **self._environment(),
+            "PEERLESS_BROKER_URL": self._accounts.url(rank),
+        }
+        return start_peer(stack, self._desk.folder, self._places, rank, environment)
 
     def _environment(self) -> dict[str, str]:
-        """What peers and workers need beside the servers' addresses: the user's code and the configured threads."""
-        threads = str(self._config.compute.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if self._desk.code_digest:
-            code = str(self._desk.folder.code.resolve())
-            environment["PEERLESS_CODE_DIR"] = code
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
-        return environment
+        return own_environment(self._config, self._desk.folder, self._desk.code_digest)
 
     def _workers(self) -> int:
         return self._config.compute.local_workers or _cores()
+
+
+def start_peer(stack: ExitStack, folder: RunFolder, places: Places, rank: int, environment: dict[str, str]) -> Child:
+    """A peer's process, which does not outlive `stack`. Raises LocalStackError.
+
+    The identity is the rank's in this run, so that a peer that is started again takes its rank over at once.
+    """
+    command = [sys.executable, "-m", "peer_agent", "--rank", str(rank), "--run", places.run]
+    command += ["--run-bucket", places.run_bucket, "--events", str(folder.events)]
+    scratch = folder.scratch(rank)
+    child = Child.start(
+        f"peer {rank}",
+        command,
+        env={**environment, "TMPDIR": str(scratch)},
+        log_path=folder.logs / f"peer-{rank}.log",
+        grace_seconds=END_SECONDS,
+        afterwards=["rm", "-rf", str(scratch)],
+    )
+    stack.callback(child.kill)
+    return child
+
+
+def own_environment(config: RunConfig, folder: RunFolder, code_digest: str) -> dict[str, str]:
+    """What peers and workers need beside the servers' addresses: the user's code and the configured threads."""
+    threads = str(config.compute.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if code_digest:
+        code = str(folder.code.resolve())
+        environment["PEERLESS_CODE_DIR"] = code
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
+    return environment
 
 
 def _cores() -> int:

@@ -49,12 +49,12 @@ class Parts(Record):
         folder.write(folder.parts, self.to_json())
 
 
-def find(run: str, runs_dir: Path) -> RunFolder:
-    """The folder of `run`, which is its name or its folder. Raises ConfigError."""
+def find(run: str, runs_dir: Path, told: str = "--resume") -> RunFolder:
+    """The folder of `run`, which is its name or its folder. Raises ConfigError, which begins with `told`."""
     for path in (Path(run), runs_dir / run):
         if path.is_dir() and (path / "config.toml").is_file():
             return RunFolder(path)
-    raise ConfigError(f"--resume {run}: there is no run of that name in {runs_dir}, and it is no folder of a run")
+    raise ConfigError(f"{told} {run}: there is no run of that name in {runs_dir}, and it is no folder of a run")
 
 
 def read(folder: RunFolder) -> Parts:
@@ -82,6 +82,18 @@ def held(folder: RunFolder) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"the run in {folder.path} is going on") from error
         yield
+
+
+def is_going_on(folder: RunFolder) -> bool:
+    """Whether somebody works on the run. Raises ConfigError where that cannot be seen."""
+    try:
+        with folder.events.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise ConfigError(f"{folder.events} cannot be read ({error.strerror})") from error
+    return False
 
 
 def drop_torn_line(events: Path) -> None:

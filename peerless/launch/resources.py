@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +58,12 @@ class Resources(Protocol):
     def restore(self) -> None:
         """Make once more what the local AWS had in memory alone, after it was started again. Raises PeerlessError."""
 
+    def add(self, config: RunConfig, name: str, batches: int) -> None:
+        """One more state machine, of so many batches a round, for a peer that had joined. Raises PeerlessError."""
+
+    def adopt(self, buckets: Sequence[str], machines: Sequence[str]) -> None:
+        """Remove these with the rest: what those brought who joined the run."""
+
     def remove(self, keep_buckets: bool) -> None:
         """Remove what `provide` made, where the local AWS outlives the run; of a run that can be taken up again not
         the buckets. Raises PeerlessError."""
@@ -72,7 +78,9 @@ class LocalResources:
         self.places = places
         self._name, self._function = name, f"peerless-{name}-gradient"
         self._functions: list[str] = []
+        self._function_arn = ""
         self._machines: dict[str, dict[str, str]] = {}  # what each is made from, by ARN
+        self._guests: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # buckets and machines
         self._memory_mb = 0
         self._s3, self._states = cloud.client("s3"), cloud.client("stepfunctions")
 
@@ -112,37 +120,26 @@ class LocalResources:
         )
         self._functions.append(self._function)
         self._memory_mb = config.compute.memory_mb
-        express = config.aws.express and config.compute.state_machine == "inline_map"
+        self._function_arn = arn
         for rank, count in enumerate(batches):
-            machine = definition(
-                Mode(config.compute.state_machine),
-                function_arn=arn,
-                batches=count,
-                concurrency=config.compute.concurrency,
-                timeout_seconds=config.compute.timeout_seconds,
-            )
-            order = {
-                "name": f"peerless-{self._name}-{rank}",
-                "definition": json.dumps(machine),
-                "roleArn": _LOCAL_ROLE,
-                "type": "EXPRESS" if express else "STANDARD",
-            }
-            self._machines[self._create_machine(order)] = order
+            self.add(config, f"peerless-{self._name}-{rank}", count)
         return tuple(self._machines)
 
-    def _create_machine(self, order: dict[str, str]) -> str:
-        """Gives its ARN, which follows from its name. One that is there already, of the same definition, is as good."""
-        try:
-            return str(self._states.create_state_machine(**order)["stateMachineArn"])
-        except (BotoCoreError, ClientError) as error:
-            raise LocalStackError(f"state machine {order['name']} cannot be created: {error}") from error
+    def add(self, config: RunConfig, name: str, batches: int) -> None:
+        """One more state machine, for the function of all. Raises LocalStackError."""
+        order = machine_order(config, name, self._function_arn, batches)
+        self._machines[create_machine(self._states, order)] = order
 
     def restore(self) -> None:
         """The function first, which the machines name; its workers have gone on. Raises LocalStackError."""
         for name in self._functions:
             self._cloud.create_function(name, handler=HANDLER, memory_mb=self._memory_mb)
         for order in self._machines.values():
-            self._create_machine(order)
+            create_machine(self._states, order)
+
+    def adopt(self, buckets: Sequence[str], machines: Sequence[str]) -> None:
+        """Remove these with the rest: what those brought who joined the run."""
+        self._guests = (*buckets,), (*(arn for arn in machines if arn and arn not in self._machines),)
 
     def counters(self) -> dict[str, Any]:
         """What the local Lambda service counted for this run's function (empty without one)."""
@@ -153,18 +150,54 @@ class LocalResources:
         for name in self._functions:
             self._cloud.remove_function(name)
         try:
-            for arn in self._machines:
+            for arn in (*self._machines, *self._guests[1]):
                 self._states.delete_state_machine(stateMachineArn=arn)
-            for bucket in () if keep_buckets else self._buckets:
-                for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-                    keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
-                    if keys:
-                        self._s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-                self._s3.delete_bucket(Bucket=bucket)
+            for bucket in () if keep_buckets else (*self._buckets, *self._guests[0]):
+                delete_bucket(self._s3, bucket)
         except (BotoCoreError, ClientError) as error:
             raise LocalStackError(
                 f"what run {self.places.run} made on the local AWS cannot be removed: {error}"
             ) from error
+
+
+def machine_order(config: RunConfig, name: str, function_arn: str, batches: int) -> dict[str, str]:
+    """What to ask Step Functions for: the machine of one peer with so many batches a round."""
+    compute = config.compute
+    express = config.aws.express and compute.state_machine == "inline_map"
+    machine = definition(
+        Mode(compute.state_machine),
+        function_arn=function_arn,
+        batches=batches,
+        concurrency=compute.concurrency,
+        timeout_seconds=compute.timeout_seconds,
+    )
+    return {
+        "name": name,
+        "definition": json.dumps(machine),
+        "roleArn": _LOCAL_ROLE,
+        "type": "EXPRESS" if express else "STANDARD",
+    }
+
+
+def create_machine(states: Any, order: dict[str, str]) -> str:
+    """Gives its ARN, which follows from its name. One that is there already, of the same definition, is as good.
+
+    Raises LocalStackError.
+    """
+    try:
+        return str(states.create_state_machine(**order)["stateMachineArn"])
+    except (BotoCoreError, ClientError) as error:
+        raise LocalStackError(f"state machine {order['name']} cannot be created: {error}") from error
+
+
+def delete_bucket(s3: Any, bucket: str) -> None:
+    """With all that is in it; fine where there is none. Raises what boto3 raises."""
+    with contextlib.suppress(s3.exceptions.NoSuchBucket):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
+            if keys:
+                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        s3.delete_bucket(Bucket=bucket)
 
 
 class DeployedResources:
@@ -213,6 +246,13 @@ class DeployedResources:
         """Stacks are more than a run can make. Raises LocalStackError."""
         name = self._deployment.settings.name
         raise LocalStackError(f"with the local AWS the deployment {name} is gone; deploy it again, then resume the run")
+
+    def add(self, config: RunConfig, name: str, batches: int) -> None:
+        """Raises ConfigError: nobody joins a run on what was deployed."""
+        raise ConfigError(f"{name} has no place in the deployment {self._deployment.settings.name}")
+
+    def adopt(self, buckets: Sequence[str], machines: Sequence[str]) -> None:
+        """Nobody has joined."""
 
     def remove(self, keep_buckets: bool) -> None:
         """End the processes; the functions themselves stay, and so does what the run has in the buckets."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from contract import models, tensors
 from contract.config import RunConfig
 from contract.errors import PeerlessError
+from contract.joining import Joined
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.objective import evaluate
@@ -22,6 +23,8 @@ from contract.store import ObjectStore
 from peerless.launch.follow import Told
 from peerless.launch.run_folder import RunFolder
 
+#: Why a peer's part has ended that joined after the start and did not stay.
+LEFT = "left"
 #: Reasons after which something is left to do.
 UNFINISHED = ("interrupted", "failed")
 
@@ -84,6 +87,7 @@ def summarise(
     model: SavedModel | None,
     counters: dict[str, Any],
     told: Told,
+    joined: Sequence[Joined] = (),
     peak_memory_bytes: int | None,
     seconds_total: float,
     error: str | None,
@@ -96,10 +100,13 @@ def summarise(
 
     `told` says how far a run came that left no reports; `interrupted` says why it did. `earlier` are the reports of
     the parts of the run before this one, as far as they came to write any, `parts` how many there are with this one;
-    `resume` is the command that goes on with the run, where one can.
+    `resume` is the command that goes on with the run, where one can. `joined` are the ranks that the run did not begin
+    with; one that has left is not lost, and its last weights are not the run's.
     """
-    whole = [report for report in reports if report.error is None]
-    lost = sorted(set(range(config.peers)) - {report.rank for report in whole})
+    ended = [report for report in reports if report.error is None]
+    whole = [report for report in ended if report.reason != LEFT]
+    ranks = {*range(config.peers), *(each.rank for each in joined)}
+    lost = sorted(ranks - {report.rank for report in ended})
     every = [*earlier, *reports]
     raw = sum(report.gradient_bytes_raw for report in every)
     encoded = sum(report.gradient_bytes_encoded for report in every)
@@ -111,6 +118,8 @@ def summarise(
         "mode": config.mode,
         "seed": config.seed,
         "peers": config.peers,
+        "joined": {str(each.rank): each.samples for each in joined},
+        "left": [report.rank for report in ended if report.reason == LEFT],
         "peers_lost": len(lost),
         "lost_ranks": lost,
         "restarts": {str(rank): count for rank, count in sorted(told.restarts.items())},
@@ -155,6 +164,7 @@ def conclude(
     test_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None,
     *,
     earlier: Sequence[Places] = (),
+    joined: Sequence[Joined] = (),
     run: str | None = None,
     resume: str | None = None,
     counters: Callable[[], dict[str, Any]],
@@ -167,8 +177,8 @@ def conclude(
 
     `error` is how the run failed, if it did: then the best weights so far are kept where they can be had, and nothing
     is raised that would hide it. `seconds_total` is asked last. `earlier` are the places of the run's earlier parts,
-    the first part first, `run` is its name where that is not the one of `places`, and `resume` the command that goes on
-    with it once it has come to an end that is none.
+    the first part first, `joined` the ranks that it did not begin with, `run` is its name where that is not the one of
+    `places`, and `resume` the command that goes on with it once it has come to an end that is none.
     """
     unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
     reports: tuple[PeerReport, ...] = ()
@@ -176,8 +186,9 @@ def conclude(
     model: SavedModel | None = None
     counted: dict[str, Any] = {}
     with unless_failed():
-        reports = read_reports(store, places, config.peers)
-        before = [report for part in earlier for report in read_reports(store, part, config.peers)]
+        peers = config.peers + len(joined)
+        reports = read_reports(store, places, peers)
+        before = [report for part in earlier for report in read_reports(store, part, peers)]
         if not error or any(report.rounds for report in reports):  # what killed every worker is not tried here too
             tests = None if test_batches is None else test_batches()
             model = fetch_model(store, [places, *reversed(earlier)], spec, reports, config.loss, tests)
@@ -193,6 +204,7 @@ def conclude(
         model=model,
         counters=counted,
         told=told,
+        joined=joined,
         peak_memory_bytes=peak_memory_bytes,
         seconds_total=seconds_total(),
         error=error,

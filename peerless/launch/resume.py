@@ -24,7 +24,9 @@ from contract.code import code_digest
 from contract.config import RunConfig
 from contract.errors import ConfigError, ObjectMissing, RunFailed
 from contract.history import History, ResumePoint
+from contract.joining import Joined, joined_ranks
 from contract.keys import Place, Places, spec_place
+from contract.records import Commit
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from infra.local.cloud import LocalCloud
@@ -106,12 +108,17 @@ def resume_local(
             parts.write(folder)  # first, because a name that was begun with is not used again
             folder.write(folder.config, config.to_toml().encode())
             machines = session.make_resources(old.batches)
+            joined = carried_over(store, old, places)
+            guests = guests_of(history, joined, store)
+            session.bring(guests)
+            for guest in guests:
+                observer.note(f"peer {guest.rank}, which had joined, goes on with its data, which are still here")
             session.ready(continued(store, old, resolved, places, point, machines, clock))
             clear(store, history, point)
             folder.summary.unlink(missing_ok=True)
             interrupts.end_in_order()
             try:
-                error = session.train(stack, interrupts)
+                error = session.train(stack, interrupts, [guest.rank for guest in guests])
                 summary = session.finish(error, interrupts.wanted)
             except BaseException as cause:
                 interrupts.close()
@@ -190,6 +197,8 @@ def continued(
         (old.places.manifest(rank), places.manifest(rank)) for rank in range(config.peers)
     ]
     copies.append((old.places.validation(), places.validation()))
+    if store.head(old.places.preprocessing()) is not None:
+        copies.append((old.places.preprocessing(), places.preprocessing()))
     if point.stored:
         copies.append((point.places.weights(point.weights_sha256), places.weights(point.weights_sha256)))
     for source, target in copies:
@@ -206,6 +215,34 @@ def continued(
     )
     store.create(places.spec(), spec.to_json())
     return spec
+
+
+def carried_over(store: ObjectStore, old: RunSpec, places: Places) -> tuple[Joined, ...]:
+    """Put the records of all ranks that had joined beside the new run's, so that none is given twice, and the manifests
+    of those whose data are still there; gives the latter."""
+    present = []
+    records = joined_ranks(store, old.places, old.config.peers)
+    before, after = (each.with_buckets(record.bucket for record in records) for each in (old.places, places))
+    for record in records:
+        with contextlib.suppress(ObjectMissing):  # who leaves takes the bucket along
+            store.put(after.manifest(record.rank), store.get(before.manifest(record.rank)))
+            present.append(replace(record, run=places.run))
+        store.create(places.joined(record.rank), replace(record, run=places.run).to_json())
+    return tuple(present)
+
+
+def guests_of(history: History, joined: Sequence[Joined], store: ObjectStore) -> tuple[Joined, ...]:
+    """Of those who had joined the ones who still took part in the last round that the run agreed on."""
+    for leg in history.legs:
+        prefix = leg.places.commits()
+        found = store.list(prefix.bucket, prefix.key, prefix.owner)
+        if found:
+            last = Commit.from_json(
+                store.get(leg.places.commit(max(leg.places.round_of(key, prefix) for key in found)))
+            )
+            members = {member.rank for member in last.members}
+            return tuple(record for record in joined if record.rank in members)
+    return ()
 
 
 def clear(store: ObjectStore, history: History, point: ResumePoint) -> None:

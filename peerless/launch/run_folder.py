@@ -8,9 +8,11 @@ logs/               one log per process
 code/               the user's own code as it was shipped, if any
 dataset.npz         the data, where they were passed from Python
 
-While the run is not finished, what `peerless train --resume` needs is there too:
+While the run is not finished, what `peerless train --resume` and `peerless join` need is there too:
 .resume.json        the run's internal names and where its buckets are (peerless/launch/parts.py)
 .s3/                the objects of the local S3, where the run has servers of its own
+.servers.json       where the servers listen, while the run goes on
+.guest-*            locked by those who have joined, as long as they take part
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class RunFolder:
         self.dataset = path / "dataset.npz"
         self.parts = path / ".resume.json"
         self.s3 = path / S3_FOLDER
+        self.servers = path / ".servers.json"
 
     @staticmethod
     def check(path: Path) -> None:

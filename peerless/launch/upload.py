@@ -30,6 +30,7 @@ def provide(
     must exist. `prices` are for the peers' meters. Raises StoreUnavailable and what else the store raises.
     """
     uploaded = data.upload(work.prepared, store, places)
+    store.put(places.preprocessing(), data.Preprocessing.of(work.prepared).to_json())
     flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
     sha256 = tensors.weights_hash(work.layout, flat, buffers)
     blob = tensors.encode_weights(work.layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0)

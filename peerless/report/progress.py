@@ -24,7 +24,7 @@ class Observer(Protocol):
         ...
 
     def training(self, peers: int, rounds: int) -> None:
-        """The peers start; `rounds` is the most that there can be."""
+        """The peers start; `rounds` is the most that there can be. No peers: one that joined a run is followed."""
         ...
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -57,7 +57,8 @@ class Lines:
 
     def training(self, peers: int, rounds: int) -> None:
         self._rounds = rounds
-        self.note(f"training: {peers} peers, at most {rounds} rounds")
+        if peers:  # none: somebody follows one that joined
+            self.note(f"training: {peers} peers, at most {rounds} rounds")
 
     def event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
@@ -111,6 +112,10 @@ class Bars:
             self._tasks[rank] = self._progress.add_task(f"peer {rank}", total=rounds, detail="starting")
 
     def event(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "member_claimed" and event["rank"] not in self._tasks:  # it has joined
+            self._tasks[event["rank"]] = self._progress.add_task(
+                f"peer {event['rank']}", total=self._rounds, detail="joining"
+            )
         task = self._tasks.get(event["rank"])
         if task is None:
             return

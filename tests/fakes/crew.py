@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ def crew_of(
     *,
     clock: FakeClock,
     told: Callable[[int, str, int], None] = lambda *_: None,
+    guests: Collection[int] = (),
     **membership: Any,
 ) -> Crew:
     """Peers of which each has one process after the other, and no more restarts than it has processes."""
@@ -47,8 +48,9 @@ def crew_of(
     settings = {"restarts": max(len(processes) for processes in lives) - 1, **membership}
     return Crew(
         lambda rank: waiting[rank].pop(0),  # type: ignore[arg-type,return-value]
-        len(lives),
+        range(len(lives)),
         MembershipConfig(**settings),
         clock,
         told,
+        guests,
     )

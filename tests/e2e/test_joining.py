@@ -1,0 +1,172 @@
+"""`peerless join`: a peer with data of its own joins a local run, leaves it, dies in it, or is turned away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from infra.local.cloud import LocalCloud
+from peerless.launch.run_folder import LOCAL_FOLDER
+from tests.e2e.conftest import Workplace, blobs
+from tests.e2e.test_breaking import rounds_of, sentence, start, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+#: More than any of the three peers of the start has.
+BROUGHT = 330
+
+
+def own_data(place: Workplace) -> Path:
+    x, y = blobs(BROUGHT, 7)
+    np.savez(place.path / "own.npz", x=x, y=y)
+    return place.path / "own.npz"
+
+
+def join(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
+    """A peer that joins run `run`."""
+    command = place.command("join", "run", "--data", "own.npz", "--json", *arguments)
+    return subprocess.Popen(
+        command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "events.jsonl").exists():
+        return []
+    lines = (folder / "events.jsonl").read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def contributions(folder: Path, rank: int) -> list[int]:
+    """The rounds in whose commits `rank` is listed."""
+    commits = (event for event in events_of(folder) if event["event"] == "commit" and event["rank"] == 0)
+    return [event["round"] for event in commits if rank in event["contributors"]]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=200)
+    return process.returncode, out, errors
+
+
+def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> None:
+    place, folder = lonely_workplace, lonely_workplace.path / "run"
+    own_data(place)
+    run = start(place, "--set", "early_stopping.patience=0", epochs=30)
+    guest = join(place)
+    status, out, errors = ended(guest)
+    assert status == 0, errors
+    told = json.loads(out)
+    assert (told["rank"], told["samples"], told["batches"], told["reason"]) == (3, BROUGHT, 9, "epoch_limit")
+    assert ended(run)[0] == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["reason"], summary["rounds"]) == ("epoch_limit", 90), "as long as it was planned"
+    assert summary["joined"] == {"3": BROUGHT}
+    assert (summary["peers_lost"], summary["left"]) == (0, [])
+    assert set(summary["weights_sha256"].values()) == {told["weights_sha256"]}
+    assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
+    with_it = contributions(folder, 3)
+    assert len(with_it) > 10
+    assert with_it == list(range(with_it[0], 90)), "in every round from its first one on"
+    commits = [e for e in events_of(folder) if e["event"] == "commit" and e["rank"] == 0 and e["contributors"]]
+    assert {e["samples"] for e in commits if 3 in e["contributors"]} > {e["samples"] + 80 for e in commits[:1]}
+    joined = {e["member"] for e in events_of(folder) if e["event"] == "member_joined"}
+    assert joined == {3}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml", "events.jsonl", "model.safetensors", "summary.json", "logs"
+    }  # fmt: skip
+
+
+def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Workplace) -> None:
+    place, folder = lonely_workplace, lonely_workplace.path / "run"
+    own_data(place)
+    LocalCloud.up(place.path / LOCAL_FOLDER)
+    try:
+        settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
+        run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=200)
+        guests = [join(place) for _ in range(2)]
+        wait_for(lambda: contributions(folder, 3) and contributions(folder, 4), "both to take part", 90)
+        guests[0].terminate()
+        status, out, errors = ended(guests[0])
+        assert status == 0, errors
+        left = json.loads(out)
+        assert left["left"]
+        assert left["reason"] == "left"
+        guests[1].kill()  # its guard ends its peer
+        guests[1].communicate()
+        other = 7 - left["rank"]
+        wait_for(
+            lambda: any(e["event"] == "member_dropped" and e["member"] == other for e in events_of(folder)), "drop", 60
+        )
+        before = rounds_of(folder)
+        wait_for(lambda: rounds_of(folder) > before + 5, "five more rounds", 60)
+        run.terminate()
+        assert ended(run)[0] == 130
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["joined"] == {"3": BROUGHT, "4": BROUGHT}
+        assert (summary["left"], summary["lost_ranks"]) == ([left["rank"]], [other])
+        assert len(set(summary["weights_sha256"].values())) == 1
+        assert summary["reason"] == "interrupted"
+    finally:
+        LocalCloud.down(place.path / LOCAL_FOLDER)
+
+
+def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(lonely_workplace: Workplace) -> None:
+    place, folder = lonely_workplace, lonely_workplace.path / "run"
+    own_data(place)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=40)
+    guest = join(place)
+    wait_for(lambda: len(contributions(folder, 3)) > 3, "the guest to take part", 90)
+    for process in (run, guest):
+        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for each in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.communicate()
+    before = len(contributions(folder, 3))
+    done = place.peerless("train", "--local", "--json", "--resume", "run", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "peer 3, which had joined, goes on with its data" in done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (120, 2, 0)
+    assert summary["joined"] == {"3": BROUGHT}
+    assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
+    assert len(set(summary["weights_sha256"].values())) == 1
+    assert len(contributions(folder, 3)) > before + 5
+
+
+def test_what_does_not_fit_is_told_before_anything_is_joined(lonely_workplace: Workplace) -> None:
+    place, folder = lonely_workplace, lonely_workplace.path / "run"
+    x, y = blobs(60, 7)
+    np.savez(place.path / "wide.npz", x=np.repeat(x, 2, axis=2), y=y)
+    np.savez(place.path / "classes.npz", x=x, y=y + 1)
+    np.savez(place.path / "empty.npz", x=x[:0], y=y[:0])
+    own_data(place)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "compute.service=local", epochs=300)
+    try:
+        for data, arguments, sentence_ in (
+            ("wide.npz", [], "has samples of shape (1, 8, 16), and the run was started with (1, 8, 8)"),
+            ("classes.npz", [], "has the label 3, and the run has 3 classes: 0 to 2"),
+            ("empty.npz", [], "empty"),
+            ("absent.npz", [], "--data absent.npz: there is no such file or folder"),
+            ("own.npz", ["--set", "data.image_size=4"], "whoever joins a run brings data and nothing else"),
+            ("own.npz", ["--set", "data.train_samples=999"], f"has only {BROUGHT} training samples"),
+        ):
+            done = place.peerless("join", "run", "--data", data, *arguments)
+            assert done.returncode == 2, (data, done.stderr)
+            assert sentence_ in sentence(done)
+        assert {event["rank"] for event in events_of(folder)} == {0, 1, 2}
+    finally:
+        run.terminate()
+        ended(run)
+    done = place.peerless("join", "run", "--data", "own.npz")
+    assert done.returncode == 2
+    assert "is not going on, and only a run that is can be joined" in sentence(done)
+    done = place.peerless("join", "nowhere", "--data", "own.npz")
+    assert "there is no run of that name in runs" in sentence(done)
