@@ -2,7 +2,7 @@
 
     JOINING --all members seen--> COMPUTING(r) --own contribution stored--> AVERAGING(r) --applied--> COMPUTING(r + 1)
             --and a predecessor held the rank--> CATCHING_UP --weights of another adopted--> COMPUTING(its round)
-                                                   AVERAGING(r) --r + 1 is due--> VALIDATING(r + 1) --> COMPUTING(r + 1)
+    AVERAGING(r) --r + 1 is due--> VALIDATING(r + 1) --> COMPUTING(r + 1)
     any --stop record found--> ADOPTING --final weights loaded--> ENDED
 
 Each peer counts its own rounds and keeps weights of its own. It averages its new gradient with the latest frame of
@@ -91,7 +91,7 @@ class AsyncMachine:
         self._latest = Latest(rules.max_staleness)  # gradients; the own one included
         self._weights = Latest(rules.max_staleness)  # of others; while catching up all that were found
         self._silent: frozenset[int] = frozenset()
-        self._standing: dict[int, int] = {}  # round by rank, as heartbeats tell it
+        self._standing: dict[int, s.Heard] = {}  # by rank, the latest heartbeat
         self._unclaimed: dict[int, s.FrameArrived] = {}  # of processes whose claims are being looked up
         self._owed: set[int] = set()  # ranks that came back and need weights
         self._put = 0  # the latest round whose weights this process has put
@@ -168,19 +168,18 @@ class AsyncMachine:
         elif self.roster.see(member):
             self._latest.supersede(member.rank, member.incarnation)
             self._weights.supersede(member.rank, member.incarnation)
-            self._standing.pop(member.rank, None)
             if self.phase is Phase.JOINING:
                 if not self.roster.missing:
                     yield from self._begin()
-            elif member.rank in {known.rank for known in self.roster.members}:
-                yield from self._welcome(member.rank)
+            elif member.rank < self.rules.peers:
+                yield from self._welcome(MemberRef(rank=member.rank, incarnation=member.incarnation))
             if frame := self._unclaimed.pop(member.rank, None):
                 yield from self._frame_arrived(frame)
 
     def _heard(self, event: s.Heard) -> Iterator[s.Command]:
         if event.rank == self.rules.me.rank or event.incarnation < self.roster.incarnation(event.rank):
             return
-        self._standing[event.rank] = event.round
+        self._standing[event.rank] = event
         if event.incarnation > self.roster.incarnation(event.rank):
             yield s.FindMembers((event.rank,))
         yield from self._choose()
@@ -192,9 +191,13 @@ class AsyncMachine:
         self._latest.leave_out(ranks)
         self._weights.leave_out(ranks)
         if lost or back:
-            returned = tuple(m for m in self.roster.members if m.rank in back)
+            returned = tuple(m for m in self.roster.members if m.rank in back and self._is_heard(m))
             yield s.TellPresence(self.round, tuple(sorted(lost)), returned)
         yield from self._choose()
+
+    def _is_heard(self, member: MemberRef) -> bool:
+        """Whether the heartbeats are of this very process, and of no successor."""
+        return member.rank in self._standing and self._standing[member.rank].incarnation == member.incarnation
 
     @property
     def _living(self) -> tuple[MemberRef, ...]:
@@ -216,14 +219,15 @@ class AsyncMachine:
             yield from self._choose()
 
     def _choose(self) -> Iterator[s.Command]:
-        """Go on from the newest weights, once they are as new as a frame must be for whoever is furthest on."""
+        """Go on from the newest weights, once they are new enough: half as old at most as a frame may be for whoever
+        is furthest on, who does not stand still while this peer's first gradient is computed."""
         if self.phase is not Phase.CATCHING_UP or self._looks == 0 or self._taking_up:
             return
         newest = max(self._weights, key=lambda header: (header.round, -header.rank), default=None)
         living = {member.rank for member in self._living}
-        heard = [round for rank, round in self._standing.items() if rank in living]
+        heard = [one.round for rank, one in self._standing.items() if rank in living]
         known = len(heard) == len(living) or (heard and self._looks >= HEARING_LOOKS)
-        needed = max(heard, default=0) - self.rules.max_staleness
+        needed = max(heard, default=0) - max(1, self.rules.max_staleness // 2)
         if self._looks >= PATIENCE_LOOKS or (known and needed <= (newest.round if newest else 0)):
             if newest is None:
                 yield from self._compute()  # nobody has come far enough to put any
@@ -243,11 +247,12 @@ class AsyncMachine:
             self._weights = Latest(self.rules.max_staleness)  # none of them is in the spool
             yield from self._go_on()
 
-    def _welcome(self, rank: int) -> Iterator[s.Command]:
+    def _welcome(self, member: MemberRef) -> Iterator[s.Command]:
         """A process has come back: the next ones on the ring of ranks who live put their weights for it."""
-        ring = sorted((*self._living, self.rules.me), key=lambda m: (m.rank - rank) % self.rules.peers)
-        if self.rules.me in [m for m in ring if m.rank != rank][:HELPERS]:
-            self._owed.add(rank)
+        yield s.TellPresence(self.round, (), (member,))
+        ring = sorted((*self._living, self.rules.me), key=lambda m: (m.rank - member.rank) % self.rules.peers)
+        if self.rules.me in [m for m in ring if m.rank != member.rank][:HELPERS]:
+            self._owed.add(member.rank)
             if self.phase in (Phase.COMPUTING, Phase.VALIDATING):
                 yield from self._put_weights()
 
@@ -276,7 +281,7 @@ class AsyncMachine:
     def _frame_arrived(self, event: s.FrameArrived) -> Iterator[s.Command]:
         header = event.header
         known = self._weights if header.kind is Kind.WEIGHTS else self._latest
-        if known is self._weights and not self._needs_weights:
+        if known is self._weights and not self.rules.average_every and self.phase is not Phase.CATCHING_UP:
             return
         if known.is_copy(header) or (header.rank in self._silent and self.phase is not Phase.CATCHING_UP):
             return  # came twice; or its sender is left out, and what it has sent is found in S3 once it is heard again
@@ -291,10 +296,6 @@ class AsyncMachine:
             yield from self._choose()
         else:
             yield s.Hold(header, event.body, event.sender)
-
-    @property
-    def _needs_weights(self) -> bool:
-        return self.rules.average_every > 0 or self.phase is Phase.CATCHING_UP
 
     def _is_newcomer(self, header: FrameHeader) -> bool:
         """Whether a frame is of a later process than the rank's known one: it has signed it, so its claim is in S3."""

@@ -76,6 +76,7 @@ def test_who_is_silent_is_left_out_until_it_is_heard_again() -> None:
     peer = joined()
     for rank in (1, 2):
         peer.handle(s.ContributionHeld(header(rank)))
+    peer.handle(s.Heard(1, 1, 0))
     assert peer.handle(s.Silent(frozenset({1}))) == [s.TellPresence(0, (1,), ())]
     assert averaged(peer.handle(s.ContributionHeld(header(0)))) == [(0, 0), (2, 0)]
     peer.handle(s.Applied(0, W1))
@@ -159,7 +160,7 @@ def test_weights_that_are_owed_are_put_when_the_average_under_way_is_applied() -
     run_rounds(peer, 1)
     peer.handle(s.ContributionHeld(header(0, 1)))
     assert peer.phase is Phase.AVERAGING
-    assert peer.handle(s.MemberSeen(claim(3, 2))) == []
+    assert peer.handle(s.MemberSeen(claim(3, 2))) == [s.TellPresence(1, (), (MemberRef(rank=3, incarnation=2),))]
     assert peer.handle(s.Applied(1, W2)) == [s.PutWeights(2, (3,)), s.Compute(2, W2, False)]
 
 
@@ -167,7 +168,7 @@ def test_a_restarted_peer_goes_on_from_weights_as_new_as_a_frame_must_be() -> No
     peer = restarted()
     peer.handle(s.WeightsSought())
     assert hear(peer, 20, 18, 21) == []
-    assert peer.handle(s.FrameArrived(weights(2, 18), b"", 2)) == []  # three rounds behind: its frames would be stale
+    assert peer.handle(s.FrameArrived(weights(2, 19), b"", 2)) == []  # the first frame would be stale when it comes
     assert peer.handle(s.FrameArrived(weights(1, 20), b"", 1)) == [s.TakeUp(weights(1, 20))]
     assert peer.handle(s.FrameArrived(weights(3, 21), b"", 3)) == []  # one at a time
     assert peer.handle(s.CaughtUp(20, W2, None)) == [s.Compute(20, W2, False)]
@@ -185,7 +186,7 @@ def test_a_restarted_peer_waits_to_hear_where_everybody_stands() -> None:
 
 def test_where_weights_are_gone_the_next_best_do() -> None:
     peer = restarted()
-    for rank, round in ((1, 9), (2, 8)):
+    for rank, round in ((1, 9), (2, 8)):  # both new enough
         peer.handle(s.FrameArrived(weights(rank, round), b"", rank))
     hear(peer, 9, 9, 9)
     assert peer.handle(s.WeightsSought()) == [s.TakeUp(weights(1, 9))]
@@ -208,7 +209,7 @@ def test_patience_ends_with_the_newest_there_are(found: bool) -> None:
 
 def test_who_comes_back_early_begins_at_the_beginning() -> None:
     peer = restarted()
-    hear(peer, 1, 2, 0)
+    hear(peer, 1, 1, 0)
     assert peer.handle(s.WeightsSought()) == [s.Compute(0, W0, False)]
 
 
