@@ -95,7 +95,7 @@ class Nursery:
 
 def main() -> int:
     """Import what peers need, say so, and serve."""
-    import torch._dynamo  # the first optimizer of a process does: 2.4 s of a processor  # noqa: F401
+    import torch._dynamo  # a process's first optimizer does: two seconds of a processor  # noqa: F401
 
     import tests.chaos.peer
     import tests.fakes.peers  # the tests' model  # noqa: F401

@@ -147,6 +147,6 @@ def test_mistakes_are_one_line_and_status_2(prepared: Callable[..., Run]) -> Non
     run.start([0], "--run", "nowhere")
     (far, far_text), (lost, lost_text) = run.end()
     assert (far, lost) == (2, 2)
-    assert far_text == f"peerless: --rank 7: run {run.spec.run} has ranks 0 to 2\n"
+    assert far_text == f"peerless: --rank 7: run {run.spec.run} has ranks 0 to 2; `peerless join` adds one\n"
     assert lost_text.startswith("peerless: there is no run nowhere in bucket ")
     assert [event["error"] for event in run.events("failed")]
