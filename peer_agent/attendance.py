@@ -114,26 +114,27 @@ class Attendance:
     def next_members(self, round: int, held: Collection[int]) -> tuple[MemberRef, ...]:
         """Members of the round after `round`, as this peer would write them into the commit.
 
-        With a number of peers as quorum as many keep their seats, gone or not: a run with fewer could never commit
-        again, not even to take somebody in.
+        With a number of peers as quorum as many keep their seats, gone or wishing to go: a run with fewer could never
+        commit again, not even to take somebody in. So does the last one of all who wish to go.
         """
-        out = self.excluded | self.guilty | self.leaving
+        out = self.excluded | self.guilty
         stay = {m.rank for m in self.members if m.rank not in self.silent and m.rank not in self._given_up - set(held)}
         caught_up = {r for r, (_, at) in self._standing.items() if at >= round and r not in self.silent}
         newcomers = {
             r for r in caught_up if self.seat(r) is None and self._standing[r][0] == self._roster.incarnation(r)
         }
-        ranks = (stay | newcomers) - out
-        if isinstance(self._quorum, int):
-            gone = [m.rank for m in self.members if m.rank not in ranks | out]
-            ranks |= set(gone[: max(0, self._quorum - len(ranks))])
+        ranks = {r for r in (stay | newcomers) - out if self._leaving.get(r) != self._latest(r)}
+        needed = self._quorum if isinstance(self._quorum, int) else 1
+        if isinstance(self._quorum, int) or self.leaving:
+            # Those who are there before those who are gone.
+            rest = sorted((m.rank for m in self.members if m.rank not in ranks | out), key=lambda r: (r not in stay, r))
+            ranks |= set(rest[: max(0, needed - len(ranks))])
         return tuple(MemberRef(rank=rank, incarnation=self._latest(rank)) for rank in sorted(ranks))
 
     @property
     def leaving(self) -> frozenset[int]:
         """Members that want to go."""
-        wish = self._leaving
-        return frozenset(r for r, incarnation in wish.items() if self.seat(r) and incarnation == self._latest(r))
+        return frozenset(r for r, inc in self._leaving.items() if self.seat(r) and inc == self._latest(r))
 
     def _latest(self, rank: int) -> int:
         seat = self.seat(rank)

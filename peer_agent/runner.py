@@ -245,8 +245,8 @@ class Runner:
         to the others, so that they end within seconds, and in the report.
 
         What befell this process alone, or its way to storage and broker, is no reason for the others to end: they go
-        on without it, and it may be started again. Of one that joined after the start nothing is. A superseded process says nothing to anybody either: the rank, and
-        its report, are another's.
+        on without it, and it may be started again. Of one that joined after the start nothing is. A superseded process
+        says nothing to anybody either: the rank, and its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
         alone = is_alone(error) or self._came_later
