@@ -119,3 +119,24 @@ def test_what_befell_a_peer_alone_is_no_reason_for_others_to_end() -> None:
     settle(crew, clock, 20)
     assert told == ["failed (S3 at s3:443 does not answer)"]
     assert (crew.failed, crew.sentence(), dict(crew.restarts)) == (False, None, {1: 1})
+
+
+def test_what_befalls_a_guest_does_not_fail_the_run() -> None:
+    clock = FakeClock()
+    crew = crew_of([[FakeChild([None])], [FakeChild([1], "its data are damaged")]], clock=clock, guests=[1])
+    crew.saw({"event": "failed", "rank": 1, "error": "batch 3 is damaged"})
+    crew.look()
+    assert not crew.failed
+    assert crew.sentence() is None
+    crew.saw({"event": "failed", "rank": 7, "error": "of somebody who joined from elsewhere"})
+    assert not crew.failed
+
+
+def test_guests_are_not_asked_to_leave_before_the_others_have_ended() -> None:
+    clock, peer, guest = FakeClock(), FakeChild([None]), FakeChild([None])
+    crew = crew_of([[peer], [guest]], clock=clock, guests=[1])
+    crew.look()
+    crew.end()
+    assert (peer.terminated, guest.terminated) == (True, False)
+    crew.look()
+    assert guest.terminated, "the other has ended, so the guest would wait in vain"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from contract.config import RunConfig
+from contract.joining import Joined
 from contract.records import PeerReport
 from peerless.launch.follow import Told
 from peerless.launch.result import SavedModel, mean_stages, summarise
@@ -126,3 +127,19 @@ def test_who_was_left_out_is_told_by_whoever_saw_the_most_rounds_of_each_part() 
     parts = [report(0, run="r", left_out={"1": 4}), report(1, run="r", left_out={"1": 2, "10": 1}, clipped={"2": 3})]
     made = summary([report(0, run="r-r2", left_out={"1": 1})], earlier=parts, parts=2)
     assert (made["left_out"], made["clipped"]) == ({"1": 5, "10": 1}, {"2": 3})
+
+
+def test_those_who_joined_are_listed_and_who_left_is_not_lost() -> None:
+    joined = [
+        Joined(run="r", rank=rank, samples=10 * rank, batches=1, bucket="b", manifest_sha256="c" * 64, nonce="n")
+        for rank in (2, 3, 4)
+    ]
+    left = report(2, reason="left", weights_sha256="d" * 64, model_sha256="", best_validation_loss=None)
+    made = summary([report(0, reason="max_usd"), report(1, reason="max_usd"), left, report(3)], joined=joined)
+    assert made["joined"] == {"2": 20, "3": 30, "4": 40}
+    assert (made["left"], made["lost_ranks"], made["peers_lost"]) == ([2], [4], 1)
+    assert set(made["weights_sha256"]) == {"0", "1", "3"}, "what it held when it went is not the run's"
+    assert made["reason"] == "epoch_limit"
+    assert set(made["bytes_sent"]) == {"0", "1", "2", "3"}
+    only = summary([report(0, reason="max_usd"), report(1, reason="max_usd"), left], joined=joined[:1])
+    assert only["reason"] == "max_usd", "that one peer left is not why the run ended"
