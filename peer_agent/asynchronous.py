@@ -32,7 +32,7 @@ from peer_agent.membership import FIRST_INCARNATION, Roster, ranks_named
 #: So many living peers put their weights for one that comes back: one of them might be about to die.
 HELPERS = 2
 #: Looks into S3 after which a restarted peer goes on with the newest weights that it has found, be they old.
-PATIENCE_LOOKS = 5
+PATIENCE_LOOKS = 15
 #: Looks after which it no longer waits to hear of everybody where they stand.
 HEARING_LOOKS = 2
 
