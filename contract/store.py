@@ -26,6 +26,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
 )
+from botocore.handlers import add_expect_header
 
 from contract.clock import Clock, SystemClock
 from contract.errors import CorruptObject, ObjectMissing, PermanentError, StoreUnavailable
@@ -360,7 +361,11 @@ class S3Store:
         )
         # A session of our own: boto3's shared one must not be used from several threads.
         session = self._session or boto3.session.Session()
-        return session.client("s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config)
+        client = session.client("s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config)
+        # botocore asks before it sends a body (`Expect: 100-continue`), and reads the answer byte by byte: a round trip
+        # more for every write, to save the bytes of the few that are refused.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        return client
 
     def _host(self) -> str:
         parts = urlsplit(self._endpoint_url or str(self._client().meta.endpoint_url))
