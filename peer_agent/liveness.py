@@ -53,9 +53,13 @@ class Liveness:
     """The silence of those whose heartbeats this peer listens to. All times are monotonic seconds."""
 
     def __init__(self, timeout_seconds: float, heartbeat_seconds: float = 1.0) -> None:
-        """Whoever has been silent for `timeout_seconds` counts as silent. `heartbeat_seconds` is the longest that this
-        process's own loop may stand still without a doubt about what it has heard."""
-        self._timeout, self._heartbeat = timeout_seconds, heartbeat_seconds
+        """Whoever has been silent for `timeout_seconds` counts as silent; the living say so every
+        `heartbeat_seconds`."""
+        self._timeout = timeout_seconds
+        # Whoever lives was heard a heartbeat ago, or two, when the own loop began to stand still: up to here its next
+        # word may still wait to be read without its silence reaching the timeout. A shorter bound would leave out
+        # nobody where the loop is as busy in every round, as it is without a barrier.
+        self._doubtful = max(heartbeat_seconds, timeout_seconds - 2 * heartbeat_seconds)
         self._heard: dict[int, float] = {}
         self._standing: dict[int, Standing] = {}
         self._since: float | None = None
@@ -92,9 +96,9 @@ class Liveness:
             self._since = at
 
     def woke(self, gap: float, at: float) -> None:
-        """The own loop had not come round for `gap` seconds. More than a heartbeat of that was no time in which others
-        were silent: they may have spoken to a process that stood still, so everyone has the whole timeout again."""
-        if gap > self._heartbeat and self._since is not None:
+        """The own loop had not come round for `gap` seconds. Where that is so long that the silence of others might be
+        its own, everyone has the whole timeout again: they may have spoken to a process that stood still."""
+        if gap > self._doubtful and self._since is not None:
             self._since = max(self._since, at)
 
     def silent(self, now: float) -> tuple[int, ...]:

@@ -89,6 +89,28 @@ def test_a_loop_that_comes_round_in_time_takes_nothing_back(liveness: Liveness) 
     assert liveness.silent(5.0) == (1, 2, 3)
 
 
+def test_a_loop_that_is_busy_in_every_round_still_finds_out_who_is_silent() -> None:
+    """Longer than a heartbeat each time, and not so long that the others' silence might be its own."""
+    liveness = Liveness(5.0, heartbeat_seconds=1.0)
+    liveness.watch([1, 2], 0.0)
+    liveness.link(True, 0.0)
+    for now in (2.5, 5.0, 7.5):
+        liveness.heard(1, 1, 0, now - 1.0)
+        liveness.woke(2.5, now)
+    assert liveness.silent(7.5) == (2,)
+
+
+@pytest.mark.parametrize(("heartbeat", "gap"), [(1.0, 3.0), (0.25, 4.5), (2.5, 2.5)])
+def test_after_the_longest_gap_without_doubt_nobody_who_lives_seems_silent(heartbeat: float, gap: float) -> None:
+    liveness = Liveness(5.0, heartbeat_seconds=heartbeat)
+    liveness.watch([1], 0.0)
+    liveness.link(True, 0.0)
+    for begun in (0.0, 10.0, 20.0):  # the word that comes meanwhile is read only afterwards
+        liveness.heard(1, 1, 0, begun - 0.9 * heartbeat)
+        liveness.woke(gap, begun + gap)
+        assert liveness.silent(begun + gap) == ()
+
+
 def test_an_earlier_incarnation_proves_nothing(liveness: Liveness) -> None:
     liveness.heard(1, 2, 7, 1.0)
     liveness.heard(1, 1, 9, 4.0)
