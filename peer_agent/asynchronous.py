@@ -90,7 +90,9 @@ class AsyncMachine:
         self.leaving = False  # nobody joins or leaves under way in this mode
         self._latest = Latest(rules.max_staleness)  # gradients; the own one included
         self._weights = Latest(rules.max_staleness)  # of others; while catching up all that were found
-        self._silent: frozenset[int] = frozenset()
+        self._silent: frozenset[int] = frozenset()  # left out: they fell silent and have not been heard since
+        self._unheard: frozenset[int] = frozenset()  # silent as it seems now, when they may just have more time again
+        self._alive: set[int] = set()  # heard since they were last left out
         self._standing: dict[int, s.Heard] = {}  # by rank, the latest heartbeat
         self._unclaimed: dict[int, s.FrameArrived] = {}  # of processes whose claims are being looked up
         self._owed: set[int] = set()  # ranks that came back and need weights
@@ -180,16 +182,23 @@ class AsyncMachine:
         if event.rank == self.rules.me.rank or event.incarnation < self.roster.incarnation(event.rank):
             return
         self._standing[event.rank] = event
+        self._alive.add(event.rank)
         if event.incarnation > self.roster.incarnation(event.rank):
             yield s.FindMembers((event.rank,))
-        yield from self._choose()
+        yield from self._reconsider()
 
     def _silence(self, event: s.Silent) -> Iterator[s.Command]:
-        ranks = event.ranks - {self.rules.me.rank}
-        lost, back = ranks - self._silent, self._silent - ranks
-        self._silent = ranks
-        self._latest.leave_out(ranks)
-        self._weights.leave_out(ranks)
+        self._unheard = event.ranks - {self.rules.me.rank}
+        yield from self._reconsider()
+
+    def _reconsider(self) -> Iterator[s.Command]:
+        """Who falls silent is left out until it is heard: a link that was down gives the dead, too, all their time."""
+        silent = self._unheard | (self._silent - self._alive)
+        lost, back = silent - self._silent, self._silent - silent
+        self._silent = silent
+        self._alive -= lost
+        self._latest.leave_out(silent)
+        self._weights.leave_out(silent)
         if lost or back:
             returned = tuple(m for m in self.roster.members if m.rank in back and self._is_heard(m))
             yield s.TellPresence(self.round, tuple(sorted(lost)), returned)
