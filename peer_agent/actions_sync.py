@@ -184,7 +184,7 @@ class SyncActions(Actions):
         own = self.checkpoints.read_own(start.checkpoint, self.me.rank) if residual else None
         if own is not None:
             restore_own(own, start.checkpoint, self.me.rank, feedback)
-        else:
+        elif not residual or any(member.rank == self.me.rank for member in start.checkpoint.members):
             self.ports.events.emit("residual_lost", round=start.round, fields={})
 
     def replay(self, step: Step, commit: Commit, result: Result) -> str:

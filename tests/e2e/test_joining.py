@@ -17,7 +17,7 @@ from peerless.launch.run_folder import LOCAL_FOLDER
 from tests.e2e.conftest import Workplace, blobs
 from tests.e2e.test_breaking import rounds_of, sentence, start, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: More than any of the three peers of the start has.
 BROUGHT = 330
@@ -58,7 +58,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", epochs=30)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "exchange.poll_seconds=0.5", epochs=60)
     guest = join(place)
     status, out, errors = ended(guest)
     assert status == 0, errors
@@ -66,14 +66,14 @@ def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> N
     assert (told["rank"], told["samples"], told["batches"], told["reason"]) == (3, BROUGHT, 9, "epoch_limit")
     assert ended(run)[0] == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["reason"], summary["rounds"]) == ("epoch_limit", 90), "as long as it was planned"
+    assert (summary["reason"], summary["rounds"]) == ("epoch_limit", 180), "as long as it was planned"
     assert summary["joined"] == {"3": BROUGHT}
     assert (summary["peers_lost"], summary["left"]) == (0, [])
     assert set(summary["weights_sha256"].values()) == {told["weights_sha256"]}
     assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
     with_it = contributions(folder, 3)
     assert len(with_it) > 10
-    assert with_it == list(range(with_it[0], 90)), "in every round from its first one on"
+    assert with_it == list(range(with_it[0], 180)), "in every round from its first one on"
     commits = [e for e in events_of(folder) if e["event"] == "commit" and e["rank"] == 0 and e["contributors"]]
     assert {e["samples"] for e in commits if 3 in e["contributors"]} > {e["samples"] + 80 for e in commits[:1]}
     joined = {e["member"] for e in events_of(folder) if e["event"] == "member_joined"}
@@ -89,9 +89,9 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
     LocalCloud.up(place.path / LOCAL_FOLDER)
     try:
         settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
-        run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=200)
+        run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=5000)
         guests = [join(place) for _ in range(2)]
-        wait_for(lambda: contributions(folder, 3) and contributions(folder, 4), "both to take part", 90)
+        wait_for(lambda: contributions(folder, 3) and contributions(folder, 4), "both to take part", 200)
         guests[0].terminate()
         status, out, errors = ended(guests[0])
         assert status == 0, errors
@@ -105,7 +105,7 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
             lambda: any(e["event"] == "member_dropped" and e["member"] == other for e in events_of(folder)), "drop", 60
         )
         before = rounds_of(folder)
-        wait_for(lambda: rounds_of(folder) > before + 5, "five more rounds", 60)
+        wait_for(lambda: rounds_of(folder) > before + 5, "five more rounds", 90)
         run.terminate()
         assert ended(run)[0] == 130
         summary = json.loads((folder / "summary.json").read_text())
@@ -120,9 +120,9 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
 def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(lonely_workplace: Workplace) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=40)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=70)
     guest = join(place)
-    wait_for(lambda: len(contributions(folder, 3)) > 3, "the guest to take part", 90)
+    wait_for(lambda: len(contributions(folder, 3)) > 3, "the guest to take part", 200)
     for process in (run, guest):
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for each in everyone:
@@ -130,11 +130,11 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
                 each.kill()
         process.communicate()
     before = len(contributions(folder, 3))
-    done = place.peerless("train", "--local", "--json", "--resume", "run", timeout=300)
+    done = place.peerless("train", "--local", "--json", "--resume", "run", timeout=500)
     assert done.returncode == 0, done.stderr
     assert "peer 3, which had joined, goes on with its data" in done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (120, 2, 0)
+    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (210, 2, 0)
     assert summary["joined"] == {"3": BROUGHT}
     assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
     assert len(set(summary["weights_sha256"].values())) == 1
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_told_before_anything_is_joined(lonely_workplace: W
     np.savez(place.path / "classes.npz", x=x, y=y + 1)
     np.savez(place.path / "empty.npz", x=x[:0], y=y[:0])
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "compute.service=local", epochs=300)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "compute.service=local", epochs=5000)
     try:
         for data, arguments, sentence_ in (
             ("wide.npz", [], "has samples of shape (1, 8, 16), and the run was started with (1, 8, 8)"),

@@ -54,15 +54,23 @@ def recomputed(cast: Cast) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("broker", "topology"), [(True, "all_gather"), (False, "all_gather"), (True, "reduce_scatter")]
+    ("broker", "settings"),
+    [
+        (True, {"topology": "all_gather"}),
+        (False, {"error_feedback": True}),
+        (True, {"topology": "reduce_scatter"}),
+    ],
+    ids=["all_gather", "s3 alone", "reduce_scatter"],
 )
-def test_a_peer_joins_with_its_own_data_and_ends_with_the_others(broker: bool, topology: str, tmp_path: Path) -> None:
+def test_a_peer_joins_with_its_own_data_and_ends_with_the_others(
+    broker: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
     config = configuration(
         epochs=12,
         early_stopping={"patience": 0},
         scheduler={"min_lr": LR},
         checkpoint={"every_rounds": 5},
-        exchange=exchange(topology=topology),
+        exchange=exchange(**settings),
     )
     cast = Cast(config, SAMPLES, broker=broker, events=tmp_path / "events.jsonl")
     play_with(cast, {7: lambda: cast.join(BROUGHT)})
@@ -80,6 +88,7 @@ def test_a_peer_joins_with_its_own_data_and_ends_with_the_others(broker: bool, t
     assert len(commits(cast)) == 12 * 3 + 1, "the run is as long as it was planned"
     assert [e["rank"] for e in events(tmp_path) if e["event"] == "caught_up"] == [3]
     assert {e["member"] for e in events(tmp_path) if e["event"] == "member_joined"} == {3}
+    assert "residual_lost" not in {e["event"] for e in events(tmp_path)}, "a newcomer has none to lose"
     final = weights(cast, cast.reports()[0].weights_sha256)
     assert np.allclose(final, recomputed(cast), atol=2e-5), "float32 steps against float64"
     cast.close()
