@@ -15,6 +15,7 @@ from contract.records import Commit, Heartbeat, Member, MemberRef, Result, Stop
 from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
+from peer_agent.contributions import LOOKS
 from peer_agent.ports import Beat
 from peer_agent.round import RoundMachine
 from peer_agent.rules import RoundRules, shards_of
@@ -120,6 +121,8 @@ class Process:
 
     def _tell(self, kind: str, event: s.Event, to: int | None = None) -> None:
         def heard(process: Process) -> None:
+            if isinstance(event, s.MemberSeen):  # a greeting is a reason to look: what counts is the claim in S3
+                process._count(control=1)
             process.feed(event)
 
         self.world.publish(self, kind, heard, to)
@@ -244,9 +247,10 @@ class Process:
         return ()
 
     def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> None:
-        """One look each, or a listing of the round's where that takes fewer requests."""
+        """One look each, or a listing first. What brings a contribution is no control; `Hold` counts it."""
         there = self.world.store.contributions[round]
-        looks = min(len(members), pages(len(there)) + sum(member in there for member in members))
+        vain = sum(member not in there for member in members)
+        looks = vain if len(members) <= LOOKS else pages(len(there))
         self._request(
             lambda: [there[member] for member in members if member in there],
             lambda found: [

@@ -6,7 +6,8 @@ are lost, doubled and overtaken. Processes die at any moment and come back as la
 same seed gives the same run.
 
 Counted are messages as a peer publishes them (one for all receivers), the copies that reach peers, and requests to S3:
-of records and looks, which are control, and of contributions and averages, which are data. Weights are not simulated.
+of records and vain looks, which are control, and of contributions and averages, which are data. Weights are not
+simulated.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Tally:
     arrived: Counter[str] = field(default_factory=Counter)
     """Copies by kind."""
     requests: Counter[str] = field(default_factory=Counter)
-    """`control`: of records, and looks; `data`: of contributions and averages."""
+    """`control`: of records, and vain looks; `data`: of contributions and averages."""
     busiest: int = 0
     """Copies of control messages that reached one peer between two commits, at most."""
     rejected: Counter[str] = field(default_factory=Counter)

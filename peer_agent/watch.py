@@ -68,9 +68,10 @@ class Watch:
         self._deadline = Deadline(config)
         self._heard: dict[int, Heartbeat] = {}
         self._bodies: dict[int, bytes] = {}  # the same, as they came
-        self._members: tuple[MemberRef, ...] | None = None  # of whom the next four were made
+        self._members: tuple[MemberRef, ...] | None = None  # of whom the next five were made
         self._seated: frozenset[int] = frozenset()
         self._known = 0
+        self._further: frozenset[int] = frozenset()  # ranks beyond those that the run began with
         self._mine: frozenset[int] = frozenset()  # whom this peer listens to
         self._watched: frozenset[int] = frozenset()  # those of them who have been there
         self._own: frozenset[int] = frozenset()  # whom this peer should hear and does not
@@ -133,7 +134,10 @@ class Watch:
             return
         self._members, self._known = members, known
         self._seated = frozenset(member.rank for member in members)
-        self._mine = frozenset(watched(self._me.rank, {*range(self._peers), *self._later, *self._seated, *self._heard}))
+        further = frozenset({*self._later, *self._seated, *self._heard}.difference(range(self._peers)))
+        if further != self._further or not self._mine:
+            self._further = further
+            self._mine = frozenset(watched(self._me.rank, {*range(self._peers), *further}))
         self._watched = self._mine & (self._seated | self._heard.keys())
 
     def _tell(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from benchmarks.meeting import Gathering
 from benchmarks.recovery import Loss
 from benchmarks.simulated_peer import StuckError
 from benchmarks.simulation import Faults, Tally, Timing, World
+from peer_agent.exchange.topology import NAMES
 
 NO_FAULTS = Faults(lost=0.0, doubled=0.0, crashes=0.0)
 
@@ -65,21 +67,36 @@ def test_bytes_are_of_the_peer_and_the_way_with_the_most() -> None:
     assert scale.bytes_each(before, after, 4) == 20.0
 
 
-def test_control_messages_leave_contributions_out() -> None:
+def test_control_leaves_contributions_out() -> None:
     def tally(peers: int, heartbeats: int) -> Tally:
         published = Counter({"frame": 4 * peers, "commit": 4, "heartbeat": peers * heartbeats})
         arrived = Counter({"frame": 4 * peers * (peers - 1), "commit": 4 * (peers - 1)})
-        return Tally(peers, rounds=4, published=published, arrived=arrived, requests=8 * peers)
+        requests = Counter({"control": 8 * peers, "data": 4 * peers * peers})
+        return Tally(peers, rounds=4, published=published, arrived=arrived, requests=requests)
 
-    few, many = tally(10, 4), tally(100, 8)
-    assert scale.control(few) == pytest.approx(1 + 1)
-    figures = {figure.name: figure for figure in scale.message_figures([few, many])}
-    assert figures["control_messages_100_peers"].value == pytest.approx(3)
-    assert figures["control_messages_growth"].value == pytest.approx(1.5)
-    assert figures["announcements_received_100_peers"].value == pytest.approx(99)
-    assert figures["messages_published_10_peers"].value == pytest.approx(2.1)
-    assert figures["requests_10_peers"].value == pytest.approx(2)
+    few, many = tally(16, 4), tally(256, 8)
+    assert scale.published(few) == pytest.approx(1 + 1 / 16)
+    assert scale.delivered(few) == pytest.approx(15 / 16)
+    figures = {figure.name: figure for figure in scale.control_figures("ring", [few, many])}
+    assert figures["ring_control_16_peers"].value == pytest.approx(1 + 1 + 2)
+    assert figures["ring_control_256_peers"].value == pytest.approx(2 + 1 + 2)
+    growth = figures["ring_control_growth_from_16_peers"]
+    assert (growth.value, growth.must, growth.aim) == pytest.approx((1.25, 2.0, 1.0))
+    assert figures["ring_announcements_delivered_256_peers"].value == pytest.approx(255)
+    assert figures["ring_data_requests_16_peers"].value == pytest.approx(16)
     assert [figure.must for figure in scale.byte_figures({4: 1.0, 8: 3.0})] == [2.2, 2.2]
+
+
+@pytest.mark.parametrize("way", NAMES)
+def test_control_grows_no_faster_than_the_logarithm_of_the_peers(way: str) -> None:
+    few, many = (scale.simulate(peers, 4, way, Faults(crashes=0.02)) for peers in (16, 64))
+    assert many.crashes > 0, "it happens under faults"
+    assert few.wronged == many.wronged == 0
+    for count in (scale.control, scale.beside_heartbeats):
+        assert count(many) <= count(few) * 2 * math.log(64) / math.log(16), "twice, for what so few rounds bring"
+    assert few.arrived["silent"] == 0, "everyone hears everyone"
+    # Told to everyone, a single death would come to more: it has eight watchers.
+    assert 0 < many.each(many.arrived["silent"]) < 3.0
 
 
 def test_a_round_of_a_survivor_lasts_until_its_next_one_begins() -> None:
