@@ -8,7 +8,19 @@ last process has the mean; it takes float32 as it is. Both are timed alike (benc
 after the peers, and the median over all rounds counts, without the first ones.
 
 Both topologies are measured; and the same again on links of 100 Mbit/s, in network namespaces (benchmarks/links.py),
-where these can be made.
+where these can be made. These model peers at different owners, each behind a line of its own, full duplex; S3 and the
+broker are services that serve many at once, so their side is not shaped. With P peers, V bytes of float32 and C of a
+compressed gradient there cross each peer's line, at least, one after the other where a line stands between them:
+
+    gloo, a ring      2 (P - 1)/P V out, as much in at the same time
+    all_gather        C out, then (P - 1) C in
+    reduce_scatter    C out, (P - 1)/P C in, C/P out, (P - 1)/P C in
+
+At P = 4, V = 25 MB, C = 3.17 MB and 12.5 MB/s these take 3.0 s, 1.0 s and 0.7 s. So `all_gather` cannot be 4 times
+faster than a ring that wastes nothing, whatever it costs beside its bytes, and `reduce_scatter` just can.
+
+On one machine nothing of this counts. There a round costs what it takes of the processors, which peers, S3 and broker
+share: the local S3 is one Python process. `cpu_seconds` has the peers' part.
 
 That both sides do equal work is checked by value, and a difference ends the benchmark: gloo's result is the exact mean
 but for float32 rounding; what the peers applied is the mean of the decoded contributions, and the same on all. How far
@@ -73,6 +85,10 @@ class Measured:
     error: float
     stages: dict[str, float]
     """Median seconds by stage."""
+    counts: dict[str, float]
+    """Per peer and round, on average: bytes and messages, requests to S3, seconds of the processors."""
+    gloo_cpu_seconds: float
+    """Per process and all-reduce, on average."""
 
     @property
     def ratio(self) -> float:
@@ -103,6 +119,7 @@ def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figu
             Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=4.0, aim=1.7),
             Figure(name=f"relative_error{suffix}", value=error, unit="of the mean's norm", better="lower"),
             *_seconds(suffix, measured),
+            *_counts(suffix, measured),
         ]
         for stage, seconds in measured.stages.items():
             found.append(Figure(name=f"seconds_{stage}{suffix}", value=seconds, unit=unit, better="lower"))
@@ -128,30 +145,57 @@ def _seconds(suffix: str, measured: Measured) -> list[Figure]:
     ]
 
 
+def _counts(suffix: str, measured: Measured) -> list[Figure]:
+    counts, unit = measured.counts, "per peer and round"
+    sent, received, cpu = counts["bytes_sent"] / 1e6, counts["bytes_received"] / 1e6, counts["cpu_seconds"]
+    return [
+        Figure(name=f"megabytes_sent{suffix}", value=sent, unit=f"MB {unit}", better="lower"),
+        Figure(name=f"megabytes_received{suffix}", value=received, unit=f"MB {unit}", better="lower"),
+        Figure(name=f"requests{suffix}", value=counts["requests"], unit=f"to S3 {unit}", better="lower"),
+        Figure(name=f"cpu_seconds{suffix}", value=cpu, unit=f"s {unit}", better="lower"),
+        Figure(
+            name=f"cpu_seconds_gloo{suffix}",
+            value=measured.gloo_cpu_seconds,
+            unit="s per process and all-reduce",
+            better="neither",
+        ),
+    ]
+
+
 def measure(
     cloud: LocalCloud, folder: Path, plan: Plan, prefix: Prefix | None = None, interface: str = "lo"
 ) -> Measured:
     """Gloo, the peers, and gloo again, each rank's process behind `prefix`. Raises UnequalWorkError, RunFailed."""
     folder.mkdir(parents=True)
     exact = exact_mean(PEERS, plan.elements)
-    before = reduce_by_gloo(folder / "gloo-before", plan, exact, prefix, interface)
+    before, cpu_before = reduce_by_gloo(folder / "gloo-before", plan, exact, prefix, interface)
     config = configuration(PEERS, plan.rounds, plan.elements, exchange={"topology": plan.topology})
     crew = Crew(cloud, folder / "peers", config, f"bench-{plan.topology.replace('_', '-')}", prefix)
     with Meeting(folder / "meeting", PEERS) as meeting, crew.working(meeting):
         crew.wait(plan.seconds)
-        peers = meeting.seconds(plan.warm)
+        peers, counts = meeting.seconds(plan.warm), meeting.counted(plan.warm)
     error = check_peers(crew, exact)
-    after = reduce_by_gloo(folder / "gloo-after", plan, exact, prefix, interface)
+    after, cpu_after = reduce_by_gloo(folder / "gloo-after", plan, exact, prefix, interface)
     stages = crew.stages(plan.warm, plan.rounds - 2)
     medians = {stage: statistics.median(stages[stage]) for stage in STAGES if stage in stages}
-    _tell(f"gloo {_short(before)} and {_short(after)}, peers {_short(peers)} s; {medians}")
-    return Measured(gloo=before + after, peers=peers, error=error, stages=medians)
+    _tell(f"gloo {_short(before)} and {_short(after)}, peers {_short(peers)} s; {medians}; {counts}")
+    return Measured(
+        gloo=before + after,
+        peers=peers,
+        error=error,
+        stages=medians,
+        counts=counts,
+        gloo_cpu_seconds=(cpu_before + cpu_after) / 2,
+    )
 
 
 def reduce_by_gloo(
     folder: Path, plan: Plan, exact: np.ndarray, prefix: Prefix | None = None, interface: str = "lo"
-) -> list[float]:
-    """Seconds of each all-reduce. Raises UnequalWorkError when its result is not the mean."""
+) -> tuple[list[float], float]:
+    """Seconds of each all-reduce, and how many of the processors' a process takes for one on average.
+
+    Raises UnequalWorkError when its result is not the mean.
+    """
     folder.mkdir()
     with Meeting(folder / "meeting", PEERS) as meeting, ExitStack() as stack:
         children = []
@@ -172,11 +216,12 @@ def reduce_by_gloo(
             children.append(child)
         finish(children, plan.seconds)
         seconds = meeting.seconds(2 * plan.gloo_warm, step=2)
+        cpu_seconds = meeting.counted(2 * plan.gloo_warm, step=2)["cpu_seconds"]
     for rank in range(PEERS):
         off = relative_error(np.load(folder / f"{rank}.npy"), exact)
         if not off <= FLOAT32_ROUNDING:
             raise UnequalWorkError(f"gloo's result on rank {rank} is {off:.3g} off the mean")
-    return seconds
+    return seconds, cpu_seconds
 
 
 def check_peers(crew: Crew, exact: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.meeting import Attendance
+from benchmarks.meeting import Attendance, cpu_seconds
 from benchmarks.vectors import gradient
 
 
@@ -29,10 +29,10 @@ def main(argv: list[str]) -> int:
     attendance, average = Attendance(arguments.meeting, rank), mine
     for round in range(arguments.rounds):
         average = mine.clone()
-        attendance.meet(2 * round)
+        attendance.meet(2 * round, {"cpu_seconds": cpu_seconds()})
         dist.all_reduce(average)
         average /= peers
-        attendance.meet(2 * round + 1)
+        attendance.meet(2 * round + 1, {"cpu_seconds": cpu_seconds()})
     np.save(arguments.out, average.numpy())
     dist.destroy_process_group()
     return 0

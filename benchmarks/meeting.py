@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 from collections.abc import Mapping
@@ -78,6 +79,17 @@ class Meeting:
                 found.append(max(after.arrived.values()) - begin)
         return found
 
+    def counted(self, first: int = 0, step: int = 1) -> dict[str, float]:
+        """How much further the counts are at the next meeting, on average over the ranks and over the same meetings."""
+        grown: dict[str, list[float]] = {}
+        for number in range(first, len(self.gatherings) - 1, step):
+            begin, after = self.gatherings[number], self.gatherings[number + 1]
+            if begin.released is not None and after.released is not None:
+                for rank, counts in begin.counts.items():
+                    for name, value in counts.items():
+                        grown.setdefault(name, []).append(after.counts[rank][name] - value)
+        return {name: sum(values) / len(values) for name, values in grown.items()}
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
@@ -102,6 +114,12 @@ class Meeting:
                 gathering.released = self._clock.monotonic()
                 for each in waiting:
                     each.sendall(_GO)
+
+
+def cpu_seconds() -> float:
+    """What this process has used of the processors since its start, for its counts."""
+    used = os.times()
+    return used.user + used.system
 
 
 class Attendance:

@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.meeting import Attendance
+from benchmarks.meeting import Attendance, cpu_seconds
 from benchmarks.vectors import gradient
 from contract.batches import BatchRef
 from contract.clock import SystemClock
@@ -84,7 +84,7 @@ class GivenGradients:
             self._attendance.close()
 
     def _counts(self) -> dict[str, float]:
-        """Bytes and messages since the start, S3 and broker together."""
+        """Since the start: bytes and messages, S3 and broker together; requests to S3; seconds of the processors."""
         stored, sent = self._store.counts, self._exchange.counts
         return {
             "bytes_sent": sent.bytes_sent + stored.bytes_out,
@@ -92,6 +92,7 @@ class GivenGradients:
             "messages_sent": sent.messages_sent,
             "messages_received": sent.messages_received,
             "requests": stored.gets + stored.puts + stored.lists + stored.deletes,
+            "cpu_seconds": cpu_seconds(),
         }
 
 

@@ -44,6 +44,7 @@ def test_a_round_lasts_from_being_let_go_to_the_last_arrival(tmp_path: Path) -> 
         assert meeting.seconds() == [4.0, 5.0]
         assert meeting.seconds(1) == [5.0]
         assert meeting.seconds(0, step=2) == [4.0]
+        assert meeting.counted() == {"bytes": 10.0}
         assert meeting.gatherings[2].counts == {0: {"bytes": 20.0}, 1: {"bytes": 21.0}}
 
 
@@ -95,8 +96,16 @@ def test_a_run_has_one_round_per_epoch_and_validates_at_its_end() -> None:
 
 
 def test_ratios_are_of_medians_and_slow_links_are_told_as_a_speedup() -> None:
-    here = Measured(gloo=[0.1, 0.1, 9.0], peers=[0.3, 0.2, 0.4], error=0.2, stages={"send": 0.1})
-    shaped = Measured(gloo=[3.0], peers=[1.0, 0.5, 0.75], error=0.2, stages={})
+    counts = {"bytes_sent": 3e6, "bytes_received": 9e6, "requests": 5.0, "cpu_seconds": 0.08}
+    here = Measured(
+        gloo=[0.1, 0.1, 9.0],
+        peers=[0.3, 0.2, 0.4],
+        error=0.2,
+        stages={"send": 0.1},
+        counts=counts,
+        gloo_cpu_seconds=0.02,
+    )
+    shaped = Measured(gloo=[3.0], peers=[1.0, 0.5, 0.75], error=0.2, stages={}, counts=counts, gloo_cpu_seconds=0.02)
     found = {
         figure.name: figure
         for figure in figures({"all_gather": here, "reduce_scatter": shaped}, {"all_gather": shaped})
@@ -106,6 +115,8 @@ def test_ratios_are_of_medians_and_slow_links_are_told_as_a_speedup() -> None:
     assert found["gloo_over_exchange_100_mbit"].value == pytest.approx(4.0)
     assert found["gloo_over_exchange_100_mbit"].better == "higher"
     assert found["seconds_send"].value == 0.1
+    assert (found["megabytes_sent"].value, found["megabytes_received"].value) == (3.0, 9.0)
+    assert (found["requests"].value, found["cpu_seconds"].value, found["cpu_seconds_gloo"].value) == (5.0, 0.08, 0.02)
     assert found["exchange_over_gloo_reduce_scatter"].value == pytest.approx(0.25)
     assert not [figure.name for figure in figures({"all_gather": here}, {}) if "mbit" in figure.name]
 
