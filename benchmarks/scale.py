@@ -141,11 +141,11 @@ def control_figures(way: str, tallies: list[Tally]) -> list[Figure]:
         found.append(Figure(name=each, value=seconds, unit="simulated seconds", better="neither"))
     many = tallies[-1]
     for few in [tally for tally in tallies[:-1] if tally.peers in COMPARED]:
-        must = math.log(many.peers) / math.log(few.peers)
-        for name, count in (("control", control), ("control_beside_heartbeats", beside_heartbeats)):
+        logarithm = math.log(many.peers) / math.log(few.peers)
+        for name, counted in (("control", control), ("control_beside_heartbeats", beside_heartbeats)):
             of = f"{way}_{name}_growth_from_{few.peers}_peers"
-            growth = count(many) / count(few)
-            found.append(Figure(name=of, value=growth, unit="x", better="lower", must=must, aim=1.0))
+            growth = counted(many) / counted(few)
+            found.append(Figure(name=of, value=growth, unit="x", better="lower", must=logarithm, aim=1.0))
     return found
 
 

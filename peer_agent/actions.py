@@ -78,6 +78,9 @@ class Machine(Protocol):
     def leaving(self) -> bool: ...
 
     @property
+    def succession(self) -> tuple[int, ...] | None: ...
+
+    @property
     def contributed(self) -> bool: ...
 
     @property
