@@ -48,6 +48,7 @@ def test_the_run_folder_repeats_the_run_bit_for_bit(first: dict, workplace: Work
     assert again["model_sha256"] == first["model_sha256"]
 
 
+@pytest.mark.slow  # a whole run; tests/integration/test_compute_on_cloud.py compares the gradients, byte for byte
 def test_the_instance_based_baseline_reaches_the_same(first: dict, workplace: Workplace) -> None:
     made = workplace.train("--set", "compute.service=local", run_dir="baseline")
     assert (made["lambda_invocations"], made["state_machine_executions"]) == (0, 0)
