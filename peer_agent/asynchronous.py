@@ -258,7 +258,8 @@ class AsyncMachine:
 
     def _welcome(self, member: MemberRef) -> Iterator[s.Command]:
         """A process has come back: the next ones on the ring of ranks who live put their weights for it."""
-        yield s.TellPresence(self.round, (), (member,))
+        if member.rank not in self._silent:  # otherwise it is told when it is heard
+            yield s.TellPresence(self.round, (), (member,))
         ring = sorted((*self._living, self.rules.me), key=lambda m: (m.rank - member.rank) % self.rules.peers)
         if self.rules.me in [m for m in ring if m.rank != member.rank][:HELPERS]:
             self._owed.add(member.rank)

@@ -41,7 +41,7 @@ def test_a_twin_that_wakes_up_stops_itself(prepare: Prepare, at: str) -> None:
     for by in before:
         incarnations = [incarnation for _, incarnation in used(fleet, by, 1)]
         assert incarnations == sorted(incarnations)
-    own = [event["round"] for event in fleet.events("averaged", 1) if event["incarnations"][1] == 1]
+    own = [round for round, incarnation in used(fleet, 1, 1) if incarnation == 1]
     assert own in ([*range(ROUND)], [*range(ROUND + 1)])
 
 
