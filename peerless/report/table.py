@@ -37,8 +37,8 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         rows["rejected"] = "; ".join(_rejected(*entry) for entry in summary["rejected_by_sender"].items())
     for key, name in (("left_out", "left out"), ("clipped", "clipped")):
         if summary.get(key):
-            rounds = [f"peer {rank} in {count} rounds" for rank, count in summary[key].items()]
-            rows[name] = f"by {summary['aggregation']}: {', '.join(rounds)}"
+            each = ", ".join(f"peer {rank} in {count}" for rank, count in summary[key].items())
+            rows[name] = f"by {summary['aggregation']}, of {summary['rounds']} rounds: {each}"
     if summary.get("resume"):
         rows["to go on"] = summary["resume"]
     if summary["peak_memory_bytes"] is not None:

@@ -40,8 +40,8 @@ def test_what_was_rejected_is_told_by_sender_and_reason() -> None:
 
 def test_whom_aggregation_left_out_or_clipped_is_told() -> None:
     shown = rows(Told(), left_out={"1": 4, "3": 10}, clipped={"1": 2})
-    assert shown["left out"] == "by krum: peer 1 in 4 rounds, peer 3 in 10 rounds"
-    assert shown["clipped"] == "by krum: peer 1 in 2 rounds"
+    assert shown["left out"] == "by krum, of 10 rounds: peer 1 in 4, peer 3 in 10"
+    assert shown["clipped"] == "by krum, of 10 rounds: peer 1 in 2"
 
 
 def test_nothing_is_told_where_there_is_nothing_to_tell() -> None:
