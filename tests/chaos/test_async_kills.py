@@ -96,7 +96,7 @@ def test_a_killed_peer_is_left_out_and_comes_back(prepare: Prepare, at: str) -> 
 def test_a_killed_peer_comes_back_within_the_bound(prepare: Prepare) -> None:
     """Its rounds count on from those of the weights that it has adopted, so that its frames are fresh enough."""
     fault = Fault(rank=2, round=ROUND, at="after_upload", do="kill")
-    fleet = prepare(mode="async", epochs=ENDLESS, exchange={"max_staleness": 4})
+    fleet = prepare(mode="async", epochs=ENDLESS, exchange={"max_staleness": 8})
     fleet.start(plan(fault, pace_seconds=PACE_SECONDS))
     fleet.until_struck(fault)
     fleet.until(lambda: fleet.events("averaged", 0, ROUND + 15), "the others do not go on")
@@ -105,8 +105,8 @@ def test_a_killed_peer_comes_back_within_the_bound(prepare: Prepare) -> None:
     fleet.interrupt()
     assert_one_end(fleet)
     (caught_up,) = fleet.events("caught_up")
-    assert caught_up["round"] >= ROUND + 15 - 2
-    assert max(age for event in fleet.events("averaged") for age in event["staleness"]) <= 4
+    assert caught_up["round"] >= ROUND + 15 - 8 // 2
+    assert max(age for event in fleet.events("averaged") for age in event["staleness"]) <= 8
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.chaos.test_kills import ENDLESS, PACE_SECONDS
 @pytest.mark.parametrize("at", ["before_compute", "after_compute", "before_upload", "after_upload"])
 def test_a_twin_that_wakes_up_stops_itself(prepare: Prepare, at: str) -> None:
     fault = Fault(rank=1, round=ROUND, at=at, do="stop")
-    fleet = prepare(mode="async", epochs=ENDLESS, exchange={"average_weights_every": 3})
+    fleet = prepare(mode="async", epochs=ENDLESS, exchange={"max_staleness": 20, "average_weights_every": 3})
     fleet.start(plan(fault, pace_seconds=PACE_SECONDS))
     fleet.until_struck(fault)
     first = fleet.process(1)
