@@ -11,7 +11,7 @@ from contract.errors import CorruptObject, ObjectMissing
 from contract.history import History, Start, Step
 from contract.keys import Places
 from contract.objective import Evaluation
-from contract.records import Commit, Member, MemberRef, Record, Result
+from contract.records import Commit, Contributor, Member, MemberRef, Record, Result
 from contract.runspec import RunSpec
 from contract.sharding import Sharding
 from contract.wire import FrameHeader
@@ -89,9 +89,7 @@ class SyncActions(Actions):
             case s.FindContributions(round, members):
                 return self._find_contributions(round, members)
             case s.Fetch(round, contributor):
-                header = self.contributions.fetch(contributor, round)
-                self.reception.received(header.payload_bytes + header.buffers_bytes)
-                return [s.ContributionHeld(header)]
+                return self._fetch(round, contributor)
             case s.CreateCommit(draft):
                 draft = replace(
                     draft, extensions={**draft.extensions, **self.trust.accuse(self.machine.attendance.excluded)}
@@ -242,6 +240,20 @@ class SyncActions(Actions):
 
         self.ports.background.start(lambda: self.evaluate(round, flat, buffers), done)
         return []
+
+    def _fetch(self, round: int, contributor: Contributor) -> Iterable[s.Event]:
+        """Lazily: what comes before it may have brought this peer to another round."""
+        if round != self.machine.round:
+            return
+        try:
+            header = self.contributions.fetch(contributor, round)
+        except ObjectMissing:
+            if self.machine.seated:
+                raise
+            yield from self._catch_up()  # an observer that is so far behind goes on from a later checkpoint
+            return
+        self.reception.received(header.payload_bytes + header.buffers_bytes)
+        yield s.ContributionHeld(header)
 
     def _find_contributions(self, round: int, members: Sequence[MemberRef]) -> Iterable[s.Event]:
         sharding = self.sharding()

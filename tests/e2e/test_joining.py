@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from infra.local.cloud import LocalCloud
+from peerless.launch.follow import EventTail
 from peerless.launch.run_folder import LOCAL_FOLDER
 from tests.e2e.conftest import Workplace, blobs
-from tests.e2e.test_breaking import rounds_of, sentence, start, wait_for
+from tests.e2e.test_breaking import sentence, start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,10 +45,27 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+class Commits:
+    """What peer 0 tells of commits, read as it comes: a long run's events are many."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tail, self._found = EventTail(folder / "events.jsonl"), list[dict[str, Any]]()
+
+    def of(self, rank: int) -> list[int]:
+        """The rounds in whose commits `rank` is listed."""
+        new = (event for event in self._tail.new() if event["rank"] == 0)
+        self._found += [event for event in new if event["event"] in ("commit", "member_dropped")]
+        return [event["round"] for event in self._found if rank in event.get("contributors", ())]
+
+    def drop(self, rank: int) -> bool:
+        """Whether a commit has dropped `rank`."""
+        self.of(rank)
+        return any(event["event"] == "member_dropped" and event["member"] == rank for event in self._found)
+
+
 def contributions(folder: Path, rank: int) -> list[int]:
     """The rounds in whose commits `rank` is listed."""
-    commits = (event for event in events_of(folder) if event["event"] == "commit" and event["rank"] == 0)
-    return [event["round"] for event in commits if rank in event["contributors"]]
+    return Commits(folder).of(rank)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -87,11 +105,12 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
     LocalCloud.up(place.path / LOCAL_FOLDER)
+    settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
+    run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=5000)
+    guests = [join(place) for _ in range(2)]
     try:
-        settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
-        run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=5000)
-        guests = [join(place) for _ in range(2)]
-        wait_for(lambda: contributions(folder, 3) and contributions(folder, 4), "both to take part", 200)
+        commits = Commits(folder)
+        wait_for(lambda: commits.of(3) and commits.of(4), "both to take part", 200)
         guests[0].terminate()
         status, out, errors = ended(guests[0])
         assert status == 0, errors
@@ -101,11 +120,9 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
         guests[1].kill()  # its guard ends its peer
         guests[1].communicate()
         other = 7 - left["rank"]
-        wait_for(
-            lambda: any(e["event"] == "member_dropped" and e["member"] == other for e in events_of(folder)), "drop", 60
-        )
-        before = rounds_of(folder)
-        wait_for(lambda: rounds_of(folder) > before + 5, "five more rounds", 90)
+        wait_for(lambda: commits.drop(other), "the dead one to be dropped", 60)
+        last = max(commits.of(0))
+        wait_for(lambda: max(commits.of(0)) > last + 5, "five more rounds", 90)
         run.terminate()
         assert ended(run)[0] == 130
         summary = json.loads((folder / "summary.json").read_text())
@@ -114,6 +131,8 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
         assert len(set(summary["weights_sha256"].values())) == 1
         assert summary["reason"] == "interrupted"
     finally:
+        for process in (run, *guests):
+            process.kill()
         LocalCloud.down(place.path / LOCAL_FOLDER)
 
 
@@ -122,7 +141,8 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
     own_data(place)
     run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=70)
     guest = join(place)
-    wait_for(lambda: len(contributions(folder, 3)) > 3, "the guest to take part", 200)
+    commits = Commits(folder)
+    wait_for(lambda: len(commits.of(3)) > 3, "the guest to take part", 200)
     for process in (run, guest):
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for each in everyone:

@@ -184,3 +184,25 @@ def test_a_contribution_may_claim_no_more_samples_than_its_rank_brought() -> Non
     assert {r.reason for r in cast.reports()} == {"epoch_limit"}
     assert all(3 not in {member.rank for member in commit.members} for commit in commits(cast)[-3:])
     cast.close()
+
+
+def test_who_falls_behind_what_is_kept_goes_on_from_a_later_checkpoint(tmp_path: Path) -> None:
+    config = configuration(epochs=12, early_stopping={"patience": 0}, checkpoint={"every_rounds": 2})
+    cast = Cast(config, SAMPLES, broker=False, events=tmp_path / "events.jsonl")
+
+    def order(turn: int) -> list[int]:
+        """The newcomer has caught up when it starts, and then stands still until what came next is gone."""
+        return [0, 1, 2, *([3] if len(cast.peers) > 3 and rounds(cast) > 16 else [])]
+
+    joined: list[int] = []
+
+    def each(turn: int) -> None:
+        if rounds(cast) >= 3 and not joined:
+            joined.append(cast.join(16).actions.me.rank)
+
+    cast.play(order=order, each_turn=each)
+    assert "contributions/000005" not in "".join(cast.keys("contributions/"))
+    assert [e["rank"] for e in events(tmp_path) if e["event"] == "caught_up"] == [3, 3]
+    assert {peer.report.weights_sha256 for peer in cast.peers if peer.report} == {cast.reports()[0].weights_sha256}
+    assert listed(cast)[-2] == [0, 1, 2, 3]
+    cast.close()
