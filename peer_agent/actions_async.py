@@ -108,6 +108,7 @@ class AsyncActions(Actions):
                 self._average_weights(round, weights)
             self.update.step(headers, self.contributions.frames(headers))
             self.contributions.settle(headers)
+        self.tell_aggregated(round)
         self.rounds_applied += 1
         self.tell_bill(round)
         self.spool.retain({header.digest for header in headers})
