@@ -296,6 +296,7 @@ class SyncActions(Actions):
             self.tell_bill(commit.round)
         self.reception.begin(commit.round)
         excluded = self.trust.proven(commit, self.contributions.read, self.contributions.use)
+        self.spool.forget_through(commit.round)  # before the weights may be put: each is as large as the model
         return [s.Applied(commit.round, self.update.weights_sha256, stop, excluded)]
 
     def sharding(self) -> Sharding | None:
@@ -372,7 +373,6 @@ class SyncActions(Actions):
 
     def _passed(self, result: Result) -> Iterable[s.Event]:
         self.reception.end()
-        self.spool.forget_through(result.round)
         self.retention.passed(result, self.convergence.best_weights)
         return []
 

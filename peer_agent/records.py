@@ -79,7 +79,9 @@ class Records:
 
     def want(self, round: int, weights_sha256: str) -> Wanted:
         """Leave word in S3 that this peer needs the weights that `round` starts from, which nobody has put."""
-        wanted = self._sign(Wanted(run=self._places.run, round=round, weights_sha256=weights_sha256, writer=self._me))
+        wanted: Wanted = self._sign(
+            Wanted(run=self._places.run, round=round, weights_sha256=weights_sha256, writer=self._me)
+        )
         self._fence()
         self._store.create(self._places.wanted(weights_sha256), wanted.to_json())
         return wanted
