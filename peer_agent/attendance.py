@@ -68,6 +68,10 @@ class Attendance:
         """Members whose contribution is not among the `held` ranks."""
         return tuple(member for member in self.members if member.rank not in held)
 
+    def holders(self, members: Iterable[MemberRef]) -> tuple[MemberRef, ...]:
+        """The processes that hold the seats of these members by now, whose contributions are those that count."""
+        return tuple(MemberRef(rank=member.rank, incarnation=self._latest(member.rank)) for member in members)
+
     def awaited(self, held: Collection[int]) -> tuple[MemberRef, ...]:
         """Of the absent ones those who are alive, as far as one knows."""
         return tuple(member for member in self.absent(held) if not self._gone(member.rank))

@@ -263,7 +263,7 @@ class RoundMachine:
         if self.phase is Phase.COLLECTING and not self._closing:
             unsought = self.attendance.unsought(self.gathering.held)
             if unsought:
-                yield s.FindContributions(self.round, unsought)
+                yield s.FindContributions(self.round, self.attendance.holders(unsought))
             else:
                 yield from self._commit_in_turn()
         elif self.phase is Phase.COLLECTING and self.validator == self._seat:
@@ -557,7 +557,8 @@ class RoundMachine:
         elif self._sufficient and self.seated:
             yield s.CreateCommit(self._draft())
         elif self._looks and not self._closing and self._gathers:  # right after catching up only the commit is sought
-            yield s.FindContributions(self.round, self.attendance.absent(self.gathering.held))
+            absent = self.attendance.absent(self.gathering.held)
+            yield s.FindContributions(self.round, self.attendance.holders(absent))
 
     def _result_missing(self, event: s.ResultMissing) -> Iterator[s.Command]:
         waiting = event.round == self.round and self.phase is Phase.BARRIER and self._result is None

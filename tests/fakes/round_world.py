@@ -177,7 +177,7 @@ class World:
             case s.Reject(reason, _, _):
                 self.rejections.append(reason)
             case s.FindContributions(t, members):
-                found = [self._contribution(t, m.rank) for m in members]
+                found = [self.contributions.get((t, m.rank, m.incarnation)) for m in members]
                 inbox.extend(s.FrameArrived(h, b"x", h.rank) for h in found if h is not None)
                 inbox.append(s.ContributionsSought(t, tuple(m.rank for m in members)))
             case s.Fetch(t, contributor):
@@ -270,10 +270,6 @@ class World:
             digest=digest(round, ref.rank, ref.incarnation, base),
             validation_loss=0.5 if validate else None,
         )
-
-    def _contribution(self, round: int, rank: int) -> FrameHeader | None:
-        found = [header for (t, r, _), header in self.contributions.items() if (t, r) == (round, rank)]
-        return max(found, key=lambda header: header.incarnation, default=None)
 
     def _caught_up(self, process: Process) -> s.CaughtUp:
         round, base, recorded = 0, W0, W0

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from contract.errors import RunFailed, Superseded
+from contract.records import MemberRef
 from contract.wire import Kind, accuracy_extension
 from peer_agent import signals as s
+from peer_agent.exchange.topology import topology
 from tests.fakes.round_events import (
     W0,
     W1,
@@ -204,3 +206,31 @@ def test_a_result_before_its_commit_makes_the_peer_look_for_the_commit() -> None
     (apply,) = peer.handle(s.CommitFound(commit()))
     assert isinstance(apply, s.Apply)
     assert [type(c) for c in peer.handle(s.Applied(0, W1))] == [s.Compute, s.Passed]
+
+
+# ------------------------------------------------------------------------------------------------------------ looks
+
+
+def sought(commands: list[s.Command]) -> list[tuple[MemberRef, ...]]:
+    return [command.members for command in commands if isinstance(command, s.FindContributions)]
+
+
+def test_a_look_is_for_what_the_process_made_that_holds_the_rank_by_now() -> None:
+    peer = joined()
+    peer.handle(s.MemberSeen(claim(2, incarnation=2)))
+    peer.handle(s.PollDue())
+    assert sought(peer.handle(s.CommitMissing(0))) == [(member(0), member(1), member(2, 2))]
+    assert sought(peer.handle(s.Silent(frozenset({2})))) == [(member(2, 2),)]
+
+
+def test_what_is_announced_to_the_leader_is_for_it_to_look_for_and_for_the_next_one_later() -> None:
+    looks = {}
+    for rank in range(3):
+        peer = joined(rank)
+        peer.rules = replace(peer.rules, topology=topology("reduce_scatter"))
+        for look in range(1, 12):
+            peer.handle(s.PollDue())
+            if sought(peer.handle(s.CommitMissing(0))):
+                looks[rank] = look
+                break
+    assert looks == {1: 1, 2: 5, 0: 10}
