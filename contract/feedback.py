@@ -52,6 +52,13 @@ class ErrorFeedback:
         self._residual, self.includes_next = owed, False
         return payload
 
+    def owe(self, gradient: F32) -> None:
+        """A gradient (n,) that came too late to be encoded for its round comes with the next one."""
+        if self.includes_next:
+            return  # it is the one that the residual has already
+        with np.errstate(over="ignore"):
+            self._residual = gradient.copy() if self._residual is None else self._residual + gradient
+
     def taken(self, payload: Blob, codec: GradientCodec | None = None) -> None:
         """A round has applied `payload` as this peer's contribution: the residual is what it lacks.
 

@@ -100,6 +100,9 @@ class _Own:
     validation: Evaluation | None = None
 
 
+#: Gradients that one peer computes at the same time, by gradient service: its own processor has one round's to do,
+#: while Lambda workers start on the next round beside a straggler of the last one.
+AT_ONCE = {"local": 1, "lambda": 2}
 #: Bytes that a shard's payload may have beyond its part of the whole one's.
 SHARD_OVERHEAD = 256
 
@@ -176,6 +179,8 @@ class Actions:
         """Hash of the weights that the run hands over; empty until they are known."""
         self.best_loss: float | None = None
         self._own: _Own | None = None
+        self._computing = 0  # gradients under way
+        self._due: s.Compute | None = None  # what has to wait for one of them
 
     def _first_weights(self) -> tuple[NDArray[np.float32], Buffers]:
         """Those that the run starts from; where it goes on from another and nobody has put them, those of the
@@ -250,7 +255,15 @@ class Actions:
                 raise TypeError(f"{type(command).__name__} is no command of this mode")
 
     def compute(self, command: s.Compute) -> Iterable[s.Event]:
-        """Start the gradient, and the validation that is due, beside the loop; then store and announce both."""
+        """Start the gradient, and the validation that is due, beside the loop; then store and announce both.
+
+        Others may go on without this peer (a quorum below all). Then the round at hand waits until no more than
+        AT_ONCE computations are under way; rounds that went by meanwhile are left out.
+        """
+        if self._computing >= AT_ONCE[self.spec.config.compute.service]:
+            self._due = command
+            return []
+        self._computing += 1
         own = self._own = _Own(command.round, command.base_weights, command.validate)
         flat, buffers = self.update.flat, self.update.buffers
 
@@ -259,6 +272,12 @@ class Actions:
             self.invocations += gradient.invocations
             self.executions += gradient.executions
             own.gradient = gradient
+            self._computing -= 1
+            if own.round < self.machine.round:
+                self._late(own, gradient)
+            due, self._due = self._due, None
+            if due is not None and due.round == self.machine.round:
+                return self.compute(due)
             return self._contribute(own)
 
         def validation_done(validation: Evaluation) -> Iterable[s.Event]:
@@ -273,6 +292,14 @@ class Actions:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers), gradient_done)
         return []
+
+    def _late(self, own: _Own, gradient: RoundGradient) -> None:
+        """A gradient of a round that others have committed: it is kept where error feedback can send it later."""
+        feedback = self.contributions.feedback
+        if feedback is not None:
+            feedback.owe(gradient.gradient)
+        fields = {"kept": feedback is not None, "samples": gradient.samples}
+        self.ports.events.emit("gradient_late", round=own.round, fields=fields)
 
     def _gradient(self, own: _Own, flat: NDArray[np.float32], buffers: Buffers) -> RoundGradient:
         rank = self.me.rank
@@ -301,6 +328,8 @@ class Actions:
     def _contribute(self, own: _Own) -> Iterable[s.Event]:
         """Once all parts are there: create the contribution in S3, then announce it (invariant 3)."""
         if own is not self._own or own.gradient is None or (own.validate and own.validation is None):
+            return []
+        if own.round < self.machine.round:
             return []
         self._own = None
         with self.ports.metrics.stage("send", own.round) as stage:

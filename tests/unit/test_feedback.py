@@ -204,3 +204,13 @@ def test_scaled_by_the_l2_norm_the_residual_grows_without_bound() -> None:
     few, many = errors_of_sums(QsgdL2(), 16), errors_of_sums(QsgdL2(), 64)
     assert many[2] > 10 * few[2] > 100
     assert many[0] < 20, "without feedback, errors average out as unbiased ones do"
+
+
+def test_a_gradient_that_came_too_late_comes_with_the_next_one() -> None:
+    feedback = ErrorFeedback(codec("none"), N)
+    feedback.owe(gradient(0))
+    assert feedback.encode(gradient(1), 5) == (gradient(1) + gradient(0)).tobytes()
+    feedback.taken((gradient(1) + gradient(0)).tobytes())
+    feedback.load(gradient(2), includes_next=True)
+    feedback.owe(gradient(2))
+    np.testing.assert_array_equal(feedback.state, gradient(2))
