@@ -17,6 +17,7 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -87,7 +88,8 @@ class Store:
 
 @dataclass
 class Tally:
-    """What a run came to, from its first commit on: what joining takes is not a round's."""
+    """What a run came to, from its first commit to the last one with contributions, so that it is of whole rounds:
+    what joining takes, and closing, is no round's."""
 
     peers: int
     rounds: int = 0
@@ -140,6 +142,7 @@ class World:
         for rank in range(peers):
             for other in watched(rank, range(peers)):
                 self.listeners[other].append(rank)
+        self._counted: Tally | None = None
         self._received: Counter[int] = Counter()  # copies of control messages since the last commit, by rank
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
@@ -155,8 +158,8 @@ class World:
                 raise StuckError(f"no end after {self.now:.0f} s: {self._where()}")
             self.now, _, call = heapq.heappop(self._heap)
             call()
-        self.tally.seconds, self.tally.rounds = self.now - self._counted_since, len(self.store.results) - 1
-        return self.tally
+        assert self._counted is not None
+        return self._counted
 
     def after(self, span: Span | float, call: Callable[[], None]) -> None:
         """Call this after so many seconds."""
@@ -186,7 +189,7 @@ class World:
             self.start(process.me.rank, process.me.incarnation + 1, self.random.uniform(*self.faults.restart))
 
     def committed(self, commit: Commit) -> None:
-        """A commit record was created: begin to count, or count whom it leaves out."""
+        """A commit record was created: begin to count, or count whom it leaves out, or have counted."""
         received, self._received = self._received, Counter()
         before = self.store.commits.get(commit.round - 1)
         if before is None:
@@ -198,6 +201,9 @@ class World:
         living = {process.me for process in self.processes.values()}
         self.tally.dropped += len(left_out)
         self.tally.wronged += sum(member in living for member in left_out)
+        if commit.round == self.rounds - 1:
+            self.tally.seconds, self.tally.rounds = self.now - self._counted_since, commit.round
+            self._counted = deepcopy(self.tally)
 
     def round_began(self, process: Process) -> None:
         """Draw whether the process dies in this round, once per rank and round."""

@@ -23,9 +23,10 @@ def test_without_faults_each_peer_announces_each_round_and_one_commits() -> None
     tally = world.run()
     published, arrived = dict(tally.published), dict(tally.arrived)
     assert published.pop("heartbeat") > 5 * 3
-    # From the first commit on, which is counted itself; one more closes the run.
-    assert published == {"frame": 15, "commit": 5, "result": 4}
-    assert {kind: arrived[kind] for kind in ("frame", "commit", "result")} == {"frame": 60, "commit": 20, "result": 16}
+    # From the first commit, whose announcement counts, to the last one with contributions.
+    assert published == {"frame": 15, "commit": 3, "result": 3}
+    assert {kind: arrived[kind] for kind in ("commit", "result")} == {"commit": 12, "result": 12}
+    assert 3 * (5 - 1) <= arrived["frame"] <= 60, "some may come after the commit"
     assert (tally.rounds, tally.crashes, tally.dropped, tally.rejected) == (3, 0, 0, Counter())
     for round, result in world.store.results.items():
         assert [c.rank for c in world.store.commits[round].contributors] == [0, 1, 2, 3, 4]
