@@ -110,7 +110,7 @@ def test_the_signed_bytes_are_the_ones_that_are_written_down() -> None:
     header = wire.header_part(FRAME)
     assert frame[176:240] == private.sign(b"peerless frame 1\0" + header[:176] + bytes(64) + header[240:])
     record = RECORDS[4]
-    text = b'{"incarnation":2,"rank":0,"round":3,"run":"r","signature":"","version":1}'
+    text = b'{"incarnation":2,"leaving":false,"rank":0,"round":3,"run":"r","signature":"","silent":[],"version":1}'
     assert SigningKey(private).sign(record).signature == private.sign(b"peerless heartbeat 1\0" + text).hex()
 
 
