@@ -20,7 +20,8 @@ At P = 4, V = 25 MB, C = 3.17 MB and 12.5 MB/s these take 3.0 s, 1.0 s and 0.7 s
 faster than a ring that wastes nothing, whatever it costs beside its bytes, and `reduce_scatter` just can.
 
 On one machine nothing of this counts. There a round costs what it takes of the processors, which peers, S3 and broker
-share: the local S3 is one Python process. `cpu_seconds` has the peers' part.
+share: the local S3 is one Python process, which keeps its objects in memory here as gloo does its buffers (a user's run
+has them in files as well, to be taken up again). `cpu_seconds` has the peers' part.
 
 That both sides do equal work is checked by value, and a difference ends the benchmark: gloo's result is the exact mean
 but for float32 rounding; what the peers applied is the mean of the decoded contributions, and the same on all. How far
@@ -100,7 +101,7 @@ def run() -> list[Figure]:
     """Measure, and give the figures. Raises UnequalWorkError."""
     with tempfile.TemporaryDirectory(prefix="peerless-bench-") as name:
         folder = Path(name)
-        with LocalCloud.start(folder / "servers", log=_tell) as cloud:
+        with LocalCloud.start(folder / "servers", durable=False, log=_tell) as cloud:
             here = {topology: measure(cloud, folder / topology, Plan(topology=topology)) for topology in TOPOLOGIES}
         refusal = links.refusal()
         if refusal:

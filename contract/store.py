@@ -26,7 +26,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
 )
-from botocore.handlers import add_expect_header
+from botocore.handlers import add_expect_header, convert_body_to_file_like_object
 
 from contract.clock import Clock, SystemClock
 from contract.errors import CorruptObject, ObjectMissing, PermanentError, StoreUnavailable
@@ -365,6 +365,8 @@ class S3Store:
         # botocore asks before it sends a body (`Expect: 100-continue`), and reads the answer byte by byte: a round trip
         # more for every write, to save the bytes of the few that are refused.
         client.meta.events.unregister("before-call.s3", add_expect_header)
+        # It also makes a file of bytes, and a file is sent in pieces of 16 KiB; bytes go out in larger ones.
+        client.meta.events.unregister("before-parameter-build.s3.PutObject", convert_body_to_file_like_object)
         return client
 
     def _host(self) -> str:

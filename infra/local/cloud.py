@@ -49,7 +49,12 @@ class LocalCloud:
     """
 
     def __init__(
-        self, endpoints: Endpoints, children: dict[str, Child], mender: Mender | Watcher, data: Path, stopping: Starting
+        self,
+        endpoints: Endpoints,
+        children: dict[str, Child],
+        mender: Mender | Watcher,
+        data: Path | None,
+        stopping: Starting,
     ) -> None:
         self.keep_data = False
         """Whether S3's objects outlive `stop`."""
@@ -64,6 +69,7 @@ class LocalCloud:
         *,
         broker: bool = True,
         broker_url: str | None = None,
+        durable: bool = True,
         log: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
         cancelled: threading.Event | None = None,
@@ -71,21 +77,23 @@ class LocalCloud:
         """Start all servers side by side; returns when they answer.
 
         Without `broker` there is none, and `broker_url` is empty; `broker_url` names one to use instead of a private
-        one (None: PEERLESS_BROKER_URL, where set). `log` gets a line for the user before anything slow. `cancelled`,
-        once set, calls the start off. Raises ConfigError, BrokerUnavailable or LocalStackError; then, and after
-        KeyboardInterrupt, nothing is left running.
+        one (None: PEERLESS_BROKER_URL, where set). Unless `durable`, S3 holds its objects in memory alone. `log` gets a
+        line for the user before anything slow. `cancelled`, once set, calls the start off. Raises ConfigError,
+        BrokerUnavailable or LocalStackError; then, and after KeyboardInterrupt, nothing is left running.
         """
         check_platform()
         folder = folder.resolve()
         try:
             starting = Starting(clock or SystemClock(), log, cancelled or threading.Event())
-            return cls._start(folder, broker, broker_url, starting)
+            return cls._start(folder, broker, broker_url, durable, starting)
         except OSError as error:
             raise LocalStackError(f"the local servers cannot be started in {folder}: {error}") from error
 
     @classmethod
-    def _start(cls, folder: Path, with_broker: bool, broker_url: str | None, starting: Starting) -> LocalCloud:
-        logs, data = folder / "logs", folder / S3_FOLDER
+    def _start(
+        cls, folder: Path, with_broker: bool, broker_url: str | None, durable: bool, starting: Starting
+    ) -> LocalCloud:
+        logs, data = folder / "logs", folder / S3_FOLDER if durable else None
         logs.mkdir(parents=True, exist_ok=True)
         environ = dict(os.environ)
         if broker_url is not None:
@@ -111,7 +119,7 @@ class LocalCloud:
 
     @classmethod
     def _of(
-        cls, aws: MiniStack, broker: Broker, service: tuple[Child, int], data: Path, starting: Starting
+        cls, aws: MiniStack, broker: Broker, service: tuple[Child, int], data: Path | None, starting: Starting
     ) -> LocalCloud:
         endpoints = Endpoints(
             aws_url=aws.endpoint_url,
@@ -142,7 +150,7 @@ class LocalCloud:
         self._starting.cancelled.set()
         self._mender.close()
         _stop(list(self._children.values()))
-        if not self._children or self.keep_data:
+        if not self._children or self.keep_data or self._data is None:
             return
         if not unfinished.keep_only_their_buckets(self._data.parent, self._data):
             shutil.rmtree(self._data, ignore_errors=True)

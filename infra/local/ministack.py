@@ -40,9 +40,10 @@ class MiniStack:
     def endpoint_url(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
 
-    def again(self, child: Child, data: Path, starting: Starting) -> Child:
+    def again(self, child: Child, data: Path | None, starting: Starting) -> Child:
         """Start it once more in place of the dead `child`, over the objects in `data`. Raises LocalStackError."""
-        mend(data)
+        if data is not None:
+            mend(data)
         return start_again(child, lambda: answers(self.port), starting)
 
 
