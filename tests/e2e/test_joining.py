@@ -68,6 +68,15 @@ def contributions(folder: Path, rank: int) -> list[int]:
     return Commits(folder).of(rank)
 
 
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of a command and all that it has started: its peer first, which its guard would end in order."""
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in reversed(everyone):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.communicate()
+
+
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, errors = process.communicate(timeout=200)
     return process.returncode, out, errors
@@ -117,8 +126,7 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
         left = json.loads(out)
         assert left["left"]
         assert left["reason"] == "left"
-        guests[1].kill()  # its guard ends its peer
-        guests[1].communicate()
+        kill_all(guests[1])
         other = 7 - left["rank"]
         wait_for(lambda: commits.drop(other), "the dead one to be dropped", 60)
         last = max(commits.of(0))
@@ -144,11 +152,7 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
     commits = Commits(folder)
     wait_for(lambda: len(commits.of(3)) > 3, "the guest to take part", 200)
     for process in (run, guest):
-        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in everyone:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.communicate()
+        kill_all(process)
     before = len(contributions(folder, 3))
     done = place.peerless("train", "--local", "--json", "--resume", "run", timeout=500)
     assert done.returncode == 0, done.stderr
