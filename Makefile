@@ -36,7 +36,7 @@ test: lint  ## lint, types and the test suite, in two processes (under ten minut
 	@$(PY) -m pytest -m "not slow" -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: setup  ## the tests that do not fit `make test`, in two processes (under thirty minutes)
-	@$(PY) -m pytest -m slow -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PY) -m pytest -m slow -n 2 --no-loadscope-reorder --timeout 600 $(PYTEST_ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .
