@@ -38,7 +38,7 @@ from contract.errors import (
 from contract.events import EventLog
 from contract.joining import joined_ranks
 from contract.keys import spec_place
-from contract.records import Member, MemberRef
+from contract.records import Heartbeat, Member, MemberRef
 from contract.runspec import RunSpec
 from contract.signing import SigningKey
 from contract.store import S3Store
@@ -136,6 +136,9 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
         is_dropped=lambda held: _is_dropped(store, spec, held),
         sign=ports.key.sign,
     )
+    # From here on the others count on this process, which still has a model to build and weights to fetch.
+    word = Heartbeat(run=spec.run, rank=rank, incarnation=member.incarnation, round=0)
+    exchange.beat(ports.key.sign(word).to_json())
     return Runner(_MODES[spec.config.mode](spec, member, ports))
 
 

@@ -100,6 +100,7 @@ DOUBTS = [
 ]
 
 
+@pytest.mark.slow
 def test_s3_leaves_every_write_in_doubt_once(prepare: Prepare, undisturbed: str, s3: S3Proxy) -> None:
     """Carried out and not answered, carried out and denied, refused for another write under way: each record is
     recognised by its nonce, so nobody loses against itself."""

@@ -60,6 +60,7 @@ def test_a_run_that_was_killed_with_everything_goes_on_as_if_nothing_had_been(
     }
 
 
+@pytest.mark.slow
 def test_what_error_feedback_held_is_lost_with_everything_and_that_is_said(prepare: Prepare, resume: Resume) -> None:
     """Round 4 was applied after the checkpoint that says what was owed before it."""
     killed = prepare(**EVERY_TWO, **PATIENT, **FEEDBACK)
@@ -84,6 +85,7 @@ def test_what_error_feedback_held_at_a_checkpoint_survives_everything(
     assert not fleet.events("residual_lost")
 
 
+@pytest.mark.slow
 def test_a_run_with_error_feedback_ended_in_order_goes_on_as_if_nothing_had_been(
     prepare: Prepare, resume: Resume, undisturbed_run: Undisturbed, undisturbed: str
 ) -> None:

@@ -5,10 +5,13 @@ Peers as one gets them from a shell are in tests/integration/test_peer_processes
 
 from __future__ import annotations
 
+import pytest
+
 from contract.records import Stop
 from tests.chaos.conftest import Prepare
 
 
+@pytest.mark.slow
 def test_s3_alone_gives_the_same_weights_as_with_a_broker(prepare: Prepare, undisturbed: str) -> None:
     fleet = prepare(exchange={"poll_seconds": 0.3})
     fleet.start(PEERLESS_BROKER_URL="")

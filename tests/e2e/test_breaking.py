@@ -90,6 +90,7 @@ def test_a_corrupt_data_file_is_told(lonely_workplace: Workplace) -> None:
     assert not (lonely_workplace.path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_raises_in_the_worker_is_told(workplace: Workplace) -> None:
     (workplace.path / "broken.py").write_text(BROKEN_MODEL)
     done = workplace.peerless(
@@ -124,6 +125,7 @@ def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplac
     assert not (lonely_workplace.path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # two runs; tests/chaos/test_resume.py compares the weights, and test_resume.py here
 def test_ctrl_c_ends_a_run_in_order_and_it_can_be_taken_up_again(workplace: Workplace) -> None:
     process = start(workplace)

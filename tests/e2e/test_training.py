@@ -40,6 +40,7 @@ def test_a_synchronous_run_ends_with_the_same_weights_everywhere(first: dict, wo
     assert stages <= {event["stage"] for event in events if event["event"] == "stage"}
 
 
+@pytest.mark.slow
 def test_the_run_folder_repeats_the_run_bit_for_bit(first: dict, workplace: Workplace) -> None:
     done = workplace.peerless("train", "first/config.toml", "--local", "--json", "--run-dir", "again")
     assert done.returncode == 0, done.stderr
