@@ -85,7 +85,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "exchange.poll_seconds=0.5", epochs=60)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "exchange.poll_seconds=0.5", epochs=45)
     guest = join(place)
     status, out, errors = ended(guest)
     assert status == 0, errors
@@ -93,14 +93,14 @@ def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> N
     assert (told["rank"], told["samples"], told["batches"], told["reason"]) == (3, BROUGHT, 9, "epoch_limit")
     assert ended(run)[0] == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["reason"], summary["rounds"]) == ("epoch_limit", 180), "as long as it was planned"
+    assert (summary["reason"], summary["rounds"]) == ("epoch_limit", 135), "as long as it was planned"
     assert summary["joined"] == {"3": BROUGHT}
     assert (summary["peers_lost"], summary["left"]) == (0, [])
     assert set(summary["weights_sha256"].values()) == {told["weights_sha256"]}
     assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
     with_it = contributions(folder, 3)
     assert len(with_it) > 10
-    assert with_it == list(range(with_it[0], 180)), "in every round from its first one on"
+    assert with_it == list(range(with_it[0], 135)), "in every round from its first one on"
     commits = [e for e in events_of(folder) if e["event"] == "commit" and e["rank"] == 0 and e["contributors"]]
     assert {e["samples"] for e in commits if 3 in e["contributors"]} > {e["samples"] + 80 for e in commits[:1]}
     joined = {e["member"] for e in events_of(folder) if e["event"] == "member_joined"}
@@ -147,7 +147,7 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
 def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(lonely_workplace: Workplace) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=70)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=55)
     guest = join(place)
     commits = Commits(folder)
     wait_for(lambda: len(commits.of(3)) > 3, "the guest to take part", 200)
@@ -158,7 +158,7 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
     assert done.returncode == 0, done.stderr
     assert "peer 3, which had joined, goes on with its data" in done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (210, 2, 0)
+    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (165, 2, 0)
     assert summary["joined"] == {"3": BROUGHT}
     assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
     assert len(set(summary["weights_sha256"].values())) == 1
