@@ -147,7 +147,7 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
 def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(lonely_workplace: Workplace) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=55)
+    run = start(place, "--set", "early_stopping.patience=0", "--set", "checkpoint.every_rounds=5", epochs=45)
     guest = join(place)
     commits = Commits(folder)
     wait_for(lambda: len(commits.of(3)) > 3, "the guest to take part", 200)
@@ -158,7 +158,7 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
     assert done.returncode == 0, done.stderr
     assert "peer 3, which had joined, goes on with its data" in done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (165, 2, 0)
+    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (135, 2, 0)
     assert summary["joined"] == {"3": BROUGHT}
     assert list(summary["weights_sha256"]) == ["0", "1", "2", "3"]
     assert len(set(summary["weights_sha256"].values())) == 1
@@ -169,18 +169,13 @@ def test_what_does_not_fit_is_told_before_anything_is_joined(lonely_workplace: W
     place, folder = lonely_workplace, lonely_workplace.path / "run"
     x, y = blobs(60, 7)
     np.savez(place.path / "wide.npz", x=np.repeat(x, 2, axis=2), y=y)
-    np.savez(place.path / "classes.npz", x=x, y=y + 1)
-    np.savez(place.path / "empty.npz", x=x[:0], y=y[:0])
     own_data(place)
     run = start(place, "--set", "early_stopping.patience=0", "--set", "compute.service=local", epochs=5000)
     try:
         for data, arguments, sentence_ in (
             ("wide.npz", [], "has samples of shape (1, 8, 16), and the run was started with (1, 8, 8)"),
-            ("classes.npz", [], "has the label 3, and the run has 3 classes: 0 to 2"),
-            ("empty.npz", [], "empty"),
             ("absent.npz", [], "--data absent.npz: there is no such file or folder"),
             ("own.npz", ["--set", "data.image_size=4"], "whoever joins a run brings data and nothing else"),
-            ("own.npz", ["--set", "data.train_samples=999"], f"has only {BROUGHT} training samples"),
         ):
             done = place.peerless("join", "run", "--data", data, *arguments)
             assert done.returncode == 2, (data, done.stderr)
