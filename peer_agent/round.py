@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from enum import Enum
-from itertools import islice
 
 from contract.errors import PeerlessError, RunFailed, Superseded, WeightsMismatch
 from contract.records import Commit, MemberRef, Result, Stop
@@ -24,18 +22,8 @@ from peer_agent import signals as s
 from peer_agent.attendance import Attendance
 from peer_agent.gathering import Gathering
 from peer_agent.membership import Roster, ranks_named
+from peer_agent.outcome import Outcome, Phase
 from peer_agent.rules import TAKEOVER_LOOKS, RoundRules, reason_to_end, shards_of
-
-
-class Phase(Enum):
-    """Where this peer stands."""
-
-    JOINING = "joining"
-    COLLECTING = "collecting"
-    REDUCING = "reducing"
-    APPLYING = "applying"
-    BARRIER = "barrier"
-    ENDED = "ended"
 
 
 class RoundMachine:
@@ -43,7 +31,7 @@ class RoundMachine:
 
     def __init__(self, rules: RoundRules) -> None:
         self.rules = rules
-        self.phase = Phase.JOINING
+        self._phase = Phase.JOINING  # or COLLECTING for all of a round, or ENDED
         self.round = -1  # the round before the first one, until all members are known: its frames count as early ones
         self.base = ""
         self.roster = Roster(rules.me, rules.peers, rules.arithmetic)
@@ -92,6 +80,11 @@ class RoundMachine:
         return list(self._handlers[type(event)](event))
 
     @property
+    def phase(self) -> Phase:
+        """Where this peer stands."""
+        return self._outcome.phase if self._phase is Phase.COLLECTING else self._phase
+
+    @property
     def members(self) -> tuple[MemberRef, ...]:
         """Members of this round, in rank order."""
         return self.attendance.members
@@ -135,7 +128,7 @@ class RoundMachine:
     def _caught_up(self, event: s.CaughtUp) -> Iterator[s.Command]:
         self._astray = event if event.recorded else None
         if event.recorded:
-            self.phase, self.round, self.base, self._differing = Phase.JOINING, event.round - 1, "", True
+            self._phase, self.round, self.base, self._differing = Phase.JOINING, event.round - 1, "", True
             yield s.Adopt(self.round, event.recorded)
             return
         self.base = event.base_weights
@@ -184,7 +177,7 @@ class RoundMachine:
 
     def _open(self, round: int, members: tuple[MemberRef, ...]) -> Iterator[s.Command]:
         """Start `round` with what has arrived early for it."""
-        self.phase, self.round = Phase.COLLECTING, round
+        self._phase, self.round = Phase.COLLECTING, round
         self.attendance.open(members)
         self._clear()
         if self.leaving and not self.seated:
@@ -208,19 +201,11 @@ class RoundMachine:
             yield from self._validate()
 
     def _clear(self) -> None:
-        self._commit: Commit | None = None
-        self._result: Result | None = None
-        self._own: s.Applied | None = None
+        self._outcome = Outcome(self.rules, self.attendance, self.gathering)
         self._validation: tuple[float, float | None] | None = None  # loss and accuracy, in the closing round
         self._validating = False
-        self._applying = False
-        self._void: set[int] = set()  # ranks whose contributions the commit lists and nobody can apply
-        self._shards: frozenset[int] = frozenset()  # whose averages lie in S3
-        self._making: frozenset[int] = frozenset()  # that this peer has set out to average
-        self._reduced = False  # somebody says that they all do
         self._late = False  # the round's deadline has passed
         self._shared = False  # the weights that this round starts from have been put for somebody
-        self._looks = 0
 
     @property
     def _closing(self) -> bool:
@@ -240,14 +225,8 @@ class RoundMachine:
         if header.round != self.round or self.phase is Phase.COLLECTING:
             yield from self.gathering.keep(header)
             yield from self._commit_in_turn()
-        elif self.phase is Phase.APPLYING and self._commit is not None:
-            if header.digest not in {contributor.digest for contributor in self._commit.contributors}:
-                return  # on its way when the commit came, which lists another
-            if reason := self.gathering.unfit(header):
-                self._void.add(header.rank)
-                yield s.Reject(reason, None, header.round, header)
-            self.gathering.held[header.rank] = header
-            yield from self._apply_when_all_held()
+        elif self.phase is Phase.APPLYING:
+            yield from self._outcome.held(header)
 
     def _hold_failed(self, event: s.HoldFailed) -> Iterator[s.Command]:
         self.gathering.give_up(event.header)
@@ -269,8 +248,8 @@ class RoundMachine:
         elif self.phase is Phase.COLLECTING and self.validator == self._seat:
             yield from self._validate()
         elif self.phase is Phase.REDUCING:
-            yield from self._reduce()
-        elif self.phase is Phase.BARRIER and self._result is None and self.leader == self._seat:
+            yield from self._outcome.reduce()
+        elif self.phase is Phase.BARRIER and self._outcome.result is None and self.leader == self._seat:
             yield from self._write_result()
 
     @property
@@ -289,7 +268,7 @@ class RoundMachine:
         there are peers."""
         leader = self.leader
         told = self.rules.topology.recipient("frame", leader=leader.rank, writer=leader.rank)
-        return told is None or self._looks >= self._patience(leader)
+        return told is None or self._outcome.looks >= self._patience(leader)
 
     def _commit_in_turn(self) -> Iterator[s.Command]:
         # The turn first: it costs little, and most peers most of the time have none.
@@ -353,52 +332,15 @@ class RoundMachine:
         if error := self._refusal(commit):
             yield self._fail(error)
             return
-        self._commit = commit
-        if shards_of(commit):
-            self.phase, self._looks = Phase.REDUCING, 0
-            yield from self._reduce()
-            return
-        self.phase = Phase.APPLYING
-        for contributor in commit.contributors:
-            held = self.gathering.held.get(contributor.rank)
-            if held is None or held.digest != contributor.digest:
-                self.gathering.held.pop(contributor.rank, None)
-                yield s.Fetch(commit.round, contributor)
-        yield from self._apply_when_all_held()
-
-    # -------------------------------------------------------------------------------------------------- reducing
-
-    def _reduce(self) -> Iterator[s.Command]:
-        """Apply once all averages are there; until then make those whose turn is this peer's."""
-        assert self._commit is not None
-        count = shards_of(self._commit)
-        missing = [shard for shard in range(count) if shard not in self._shards]
-        if not missing and self._commit.writer == self.rules.me and not self._reduced:
-            yield s.AnnounceReduced(self.round)
-        if not missing or self._reduced or self._result is not None:
-            self.phase, self._applying = Phase.APPLYING, True
-            yield s.Apply(self._commit, ())
-            return
-        live = {member.rank for member in self._commit.members} - self.attendance.silent
-        ranks, turns = [member.rank for member in self.members], 1 + self._looks // TAKEOVER_LOOKS
-        for shard in (shard for shard in missing if shard not in self._making):
-            makers = list(islice(self.rules.topology.makers(shard, ranks, live), turns))
-            # Whoever is no maker, for the commit drops it, comes after all those who are.
-            if self.rules.me.rank in makers or len(makers) < turns:
-                self._making |= {shard}
-                yield s.MakeShard(self._commit, shard)
+        yield from self._outcome.begin(commit)
 
     def _shards_seen(self, event: s.ShardsSeen) -> Iterator[s.Command]:
         if event.round == self.round:
-            self._shards |= event.shards
-            if self.phase is Phase.REDUCING:
-                yield from self._reduce()
+            yield from self._outcome.averages_seen(event.shards)
 
     def _all_reduced(self, event: s.AllReduced) -> Iterator[s.Command]:
         if event.round == self.round:
-            self._reduced = True
-            if self.phase is Phase.REDUCING:
-                yield from self._reduce()
+            yield from self._outcome.all_reduced()
 
     def _refusal(self, commit: Commit) -> PeerlessError | None:
         """Why this process cannot go on with a commit, or None."""
@@ -411,62 +353,53 @@ class RoundMachine:
             return Superseded(f"commit {commit.round} counts another process as rank {me.rank}")
         return None
 
-    def _apply_when_all_held(self) -> Iterator[s.Command]:
-        assert self._commit is not None
-        listed = sorted(self._commit.contributors, key=lambda contributor: contributor.rank)
-        held = self.gathering.held
-        if all(c.rank in held for c in listed) and not self._applying:
-            self._applying = True
-            yield s.Apply(self._commit, tuple(held[c.rank] for c in listed if c.rank not in self._void))
-
     def _applied(self, event: s.Applied) -> Iterator[s.Command]:
-        if event.round != self.round or self.phase is not Phase.APPLYING or self._commit is None:
+        commit = self._outcome.commit
+        if event.round != self.round or self.phase is not Phase.APPLYING or commit is None:
             return
-        self.phase, self._own, self._looks = Phase.BARRIER, event, 0
+        self._outcome.applied(event)
         self.attendance.excluded |= event.excluded
         if self.rules.me.rank in event.excluded:
             text = f"commit {self.round} excludes rank {self.rules.me.rank}: what it signed could not be used"
             yield self._fail(Superseded(text))
-            return
-        if not self._commit.contributors:
-            yield self._finish(reason_to_end(self._commit, event.stop))
-        elif self._result is not None:
-            yield from self._compare(self._result)
+        elif not commit.contributors:
+            yield self._finish(reason_to_end(commit, event.stop))
+        elif self._outcome.result is not None:
+            yield from self._compare(self._outcome.result)
         elif self.leader == self._seat:
             yield from self._write_result()
 
     # --------------------------------------------------------------------------------------------------- barrier
 
     def _write_result(self) -> Iterator[s.Command]:
-        assert self._own is not None
-        assert self._commit is not None
-        last = self._commit.final or bool(self._own.stop)
-        store = last or self._differing or self.roster.mixed or self.rules.are_read(self.round + 1)
-        yield s.WriteResult(self.round, self._own.weights_sha256, store)
+        assert self._outcome.own is not None
+        read = self._outcome.ends or self.rules.are_read(self.round + 1)
+        store = read or self._differing or self.roster.mixed
+        yield s.WriteResult(self.round, self._outcome.own.weights_sha256, store)
 
     def _result_found(self, event: s.ResultFound) -> Iterator[s.Command]:
         result = event.result
-        if result.round != self.round or self._result is not None:
+        if result.round != self.round or self._outcome.result is not None:
             return
-        self._result = result
+        self._outcome.result = result
         if self.phase is Phase.COLLECTING:
             yield s.FindCommit(self.round)  # its message is late or lost, but the record exists
         elif self.phase is Phase.REDUCING:
-            yield from self._reduce()
+            yield from self._outcome.reduce()
         elif self.phase is Phase.BARRIER:
             yield from self._compare(result)
 
     def _compare(self, result: Result) -> Iterator[s.Command]:
-        assert self._own is not None
-        if result.weights_sha256 == self._own.weights_sha256:
-            yield from self._pass(result.weights_sha256)
+        if self._outcome.agrees:
+            yield from self._pass(result)
         else:
             self._differing = True
             yield s.Adopt(self.round, result.weights_sha256)
 
     def _adopted(self, event: s.Adopted) -> Iterator[s.Command]:
-        if event.round == self.round and self.phase is Phase.BARRIER:
-            yield from self._pass(event.weights_sha256)
+        result = self._outcome.result
+        if event.round == self.round and self.phase is Phase.BARRIER and result is not None:
+            yield from self._pass(result)
         elif self._astray is not None and self._astray.recorded == event.weights_sha256:
             yield from self._caught_up(replace(self._astray, base_weights=event.weights_sha256, recorded=""))
 
@@ -475,29 +408,30 @@ class RoundMachine:
         """Hash of the recorded weights that this peer cannot go on without; empty where it holds them."""
         if self._astray is not None:
             return self._astray.recorded
-        return self._result.weights_sha256 if self._result is not None and self.phase is Phase.BARRIER else ""
+        result = self._outcome.result if self.phase is Phase.BARRIER else None
+        return result.weights_sha256 if result is not None else ""
 
     def _wanted(self, event: s.Wanted) -> Iterator[s.Command]:
         """Results of machines that round alike need no weights beside them; here are some that do not."""
         self._differing = True
         if event.weights_sha256 != self.base or self.phase is not Phase.COLLECTING or self._shared:
             return
-        if self._looks >= self._patience(self.rules.leader(self.attendance, self.round - 1)):
+        if self._outcome.looks >= self._patience(self.rules.leader(self.attendance, self.round - 1)):
             self._shared = True
             yield s.Share(self.round)
 
-    def _pass(self, weights: str) -> Iterator[s.Command]:
+    def _pass(self, result: Result) -> Iterator[s.Command]:
         """Everyone holds the recorded weights: on to the next round, or the end."""
-        assert self._commit is not None
-        assert self._own is not None
-        assert self._result is not None
-        self.base = weights
-        passed = s.Passed(self.round, self._result)
-        if self._commit.final or self._own.stop:
+        commit, own = self._outcome.commit, self._outcome.own
+        assert commit is not None
+        assert own is not None
+        self.base = result.weights_sha256
+        passed = s.Passed(self.round, result)
+        if self._outcome.ends:
             yield passed
-            yield self._finish(reason_to_end(self._commit, self._own.stop))
+            yield self._finish(reason_to_end(commit, own.stop))
         else:
-            yield from self._open(self.round + 1, self._commit.members)
+            yield from self._open(self.round + 1, commit.members)
             yield passed  # cleaning up needs no hurry: the next computation is under way
 
     # ------------------------------------------------------------------------------------- stops, looks, deadlines
@@ -523,7 +457,7 @@ class RoundMachine:
             yield from self._close()
 
     def _poll_due(self, _: s.PollDue) -> Iterator[s.Command]:
-        self._looks += 1
+        self._outcome.looks += 1
         if self._astray is not None:
             yield s.CatchUp()  # by now there may be later weights, put for whoever rounds otherwise
         elif self.phase is Phase.JOINING:
@@ -534,12 +468,12 @@ class RoundMachine:
             yield s.FindCommit(self.round)
             if not (self._shared or self.rules.are_read(self.round)):
                 yield s.FindWanted(self.base)
-        elif self.phase is Phase.REDUCING and self._commit is not None:
-            yield s.FindShards(self.round, shards_of(self._commit))
+        elif self.phase is Phase.REDUCING and self._outcome.commit is not None:
+            yield s.FindShards(self.round, shards_of(self._outcome.commit))
             yield s.FindResult(self.round)
-        elif self.phase is Phase.BARRIER and self._result is not None:
-            yield s.Adopt(self.round, self._result.weights_sha256)
-            if self._looks % TAKEOVER_LOOKS == 0 and self.phase is Phase.BARRIER:
+        elif self.phase is Phase.BARRIER and self._outcome.result is not None:
+            yield s.Adopt(self.round, self._outcome.result.weights_sha256)
+            if self._outcome.looks % TAKEOVER_LOOKS == 0 and self.phase is Phase.BARRIER:
                 yield s.CatchUp()  # the others may have gone on
         elif self.phase is Phase.BARRIER:
             yield s.FindResult(self.round)
@@ -552,17 +486,19 @@ class RoundMachine:
         if self._closing and self.seated:
             if self._validation is not None:
                 yield s.CreateCommit(self._draft())
-            elif self.validator is not None and self._looks >= self._patience(self.validator):
+            elif self.validator is not None and self._outcome.looks >= self._patience(self.validator):
                 yield from self._validate()
         elif self._sufficient and self.seated:
             yield s.CreateCommit(self._draft())
-        elif self._looks and not self._closing and self._gathers:  # right after catching up only the commit is sought
+        elif (
+            self._outcome.looks and not self._closing and self._gathers
+        ):  # right after catching up only the commit is sought
             absent = self.attendance.absent(self.gathering.held)
             yield s.FindContributions(self.round, self.attendance.holders(absent))
 
     def _result_missing(self, event: s.ResultMissing) -> Iterator[s.Command]:
-        waiting = event.round == self.round and self.phase is Phase.BARRIER and self._result is None
-        if waiting and self._own is not None and self._looks >= self._patience(self.leader):
+        waiting = event.round == self.round and self.phase is Phase.BARRIER and self._outcome.result is None
+        if waiting and self._outcome.own is not None and self._outcome.looks >= self._patience(self.leader):
             yield from self._write_result()
 
     def _patience(self, turn: MemberRef) -> int:
@@ -590,7 +526,7 @@ class RoundMachine:
             yield from self._tell_waiting()
         elif self.phase is Phase.COLLECTING and self.seated:
             yield from self._validate()
-        elif self.phase is Phase.BARRIER and self._result is None:
+        elif self.phase is Phase.BARRIER and self._outcome.result is None:
             yield from self._write_result()
 
     def _tell_waiting(self) -> Iterator[s.Command]:
@@ -599,9 +535,9 @@ class RoundMachine:
             yield s.TellWaiting(self.round, absent, self.attendance.needed(self.gathering.held))
 
     def _finish(self, reason: str) -> s.Command:
-        self.phase = Phase.ENDED
+        self._phase = Phase.ENDED
         return s.Finish(reason)
 
     def _fail(self, error: PeerlessError) -> s.Command:
-        self.phase = Phase.ENDED
+        self._phase = Phase.ENDED
         return s.Fail(error)

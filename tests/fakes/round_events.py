@@ -8,7 +8,8 @@ from contract.records import Commit, Contributor, Member, MemberRef, Result, Sto
 from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
-from peer_agent.round import Phase, RoundMachine
+from peer_agent.outcome import Phase
+from peer_agent.round import RoundMachine
 from peer_agent.rules import RoundRules
 
 W0, W1, W2 = "0" * 64, "1" * 64, "2" * 64

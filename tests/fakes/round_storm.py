@@ -12,7 +12,7 @@ import random
 from collections import Counter
 
 from peer_agent import signals as s
-from peer_agent.round import Phase
+from peer_agent.outcome import Phase
 from tests.fakes.round_world import Process, World
 
 #: Faults by how often they come, out of a thousand things that happen.

@@ -20,7 +20,8 @@ from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.attendance import Quorum
 from peer_agent.exchange.topology import TOPOLOGIES
-from peer_agent.round import Phase, RoundMachine
+from peer_agent.outcome import Phase
+from peer_agent.round import RoundMachine
 from peer_agent.rules import RoundRules, excluded_ranks, reason_to_end, shards_of
 
 W0 = "0" * 64

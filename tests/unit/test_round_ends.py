@@ -9,7 +9,8 @@ import pytest
 
 from contract.errors import RunFailed, Superseded, WeightsMismatch
 from peer_agent import signals as s
-from peer_agent.round import Phase, RoundMachine
+from peer_agent.outcome import Phase
+from peer_agent.round import RoundMachine
 from peer_agent.rules import TAKEOVER_LOOKS
 from tests.fakes.round_events import (
     W0,

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 
 from peer_agent import signals as s
-from peer_agent.round import Phase
+from peer_agent.outcome import Phase
 from tests.fakes.round_world import Process, World
 
 ROUNDS = 5
