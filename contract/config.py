@@ -23,6 +23,8 @@ from contract.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+#: A whole number, or a share below 1.
+Tolerated = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(gt=0, lt=1, strict=True)]
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
@@ -120,6 +122,9 @@ class ComputeConfig(Section):
     """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
     """Time limit of one invocation."""
+    tolerated_failures: Tolerated = 0
+    """So many failed batches do not fail a peer's round, which then goes on with the others: a count, or a share of the
+    round's batches (0.05: one in twenty). 0 tolerates none. At least one batch must succeed. Lambda workers only."""
     local_workers: Annotated[int, Field(ge=0)] = 0
     """Worker processes of the local Lambda service; 0 means one per core."""
     threads: Positive = 1

@@ -45,6 +45,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _OF_A_PEER = re.compile(r"(\d+)/(\d+)-(\d+)\Z")
 _RECORD = re.compile(r"(\d+)\.json\Z")
 _OF_A_ROUND = re.compile(r"(\d+)(?:\.json|/.+)\Z")
+_OF_A_BATCH = re.compile(r"(\d+)/(\d+)\Z")
 _CHUNK = re.compile(r"(\d+)\.jsonl\Z")
 
 
@@ -247,6 +248,18 @@ class Places:
     def gradient(self, rank: int, round: int, incarnation: int, batch: int) -> Place:
         """The gradient of one batch, as a worker wrote it."""
         return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
+
+    def gradients(self, rank: int, round: int) -> Place:
+        """The prefix under which all gradients of a rank's batches in a round lie, of all incarnations, for listing."""
+        return self._in_peer(rank, f"gradients/{_round(round)}-", "expiring")
+
+    def parse_gradient(self, rank: int, round: int, key: str) -> tuple[int, int]:
+        """(incarnation, batch) of a gradient's key. Raises CorruptObject for a key of anything else."""
+        prefix = self.gradients(rank, round)
+        parts = _OF_A_BATCH.match(key.removeprefix(prefix.key)) if key.startswith(prefix.key) else None
+        if parts is None:
+            raise CorruptObject(f"s3://{prefix.bucket}/{key} is no place of a gradient of rank {rank}, round {round}")
+        return int(parts[1]), int(parts[2])
 
     def passing_of(self, rank: int) -> Place:
         """The prefix under which all lies in a peer's bucket that no later round needs, for listing."""

@@ -7,6 +7,7 @@ a state machine carries it once and adds one batch per item; weights, batches an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ __all__ = [
 
 #: Step Functions' limit for the input and output of an execution and of each state, in bytes of UTF-8.
 PAYLOAD_LIMIT_BYTES = 262_144
+#: How Lambda begins what it says of an invocation whose process came to no answer.
+_REQUEST = re.compile(r"RequestId: (\S+) Error: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,8 @@ class Failure:
     name: str
     """The error's class name, or Lambda's own name for a crash or a time-out."""
     message: str
+    log: str = field(default="", compare=False)
+    """Where the worker's output is: a file, of a local worker; on AWS the request, by which its lines can be found."""
 
     @classmethod
     def parse(cls, error: str, cause: str) -> Failure:
@@ -195,7 +200,10 @@ class Failure:
         if answer is None:
             return cls(error, cause)
         answer = _error_object(str(answer["errorMessage"])) or answer
-        return cls(str(answer.get("errorType") or error), str(answer["errorMessage"]))
+        message = str(answer["errorMessage"])
+        request = _REQUEST.match(message)
+        log = answer.get("log") or answer.get("requestId") or (request[1] if request else "")
+        return cls(str(answer.get("errorType") or error), message, str(log))
 
 
 def _error_object(text: str) -> dict[str, Any] | None:

@@ -103,6 +103,8 @@ class _Own:
 #: Gradients that one peer computes at the same time, by gradient service: its own processor has one round's to do,
 #: while Lambda workers start on the next round beside a straggler of the last one.
 AT_ONCE = {"local": 1, "lambda": 2}
+#: Failed batches of a round that are told one by one.
+TOLD_FAILURES = 5
 #: Bytes that a shard's payload may have beyond its part of the whole one's.
 SHARD_OVERHEAD = 256
 
@@ -315,6 +317,10 @@ class Actions:
             )
             stage.bytes_in += gradient.bytes_in
             stage.bytes_out += gradient.bytes_out
+        if gradient.failures:
+            causes = list(gradient.failures[:TOLD_FAILURES])
+            failed = {"failed": len(gradient.failures), "samples": gradient.samples, "causes": causes}
+            self.ports.events.emit("batches_failed", round=own.round, fields=failed)
         return gradient
 
     def evaluate(self, round: int, flat: NDArray[np.float32], buffers: Buffers) -> Evaluation:

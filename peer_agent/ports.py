@@ -121,6 +121,9 @@ class RoundGradient:
     """Bytes fetched: gradients from S3, or batches in process."""
     bytes_out: int
     """Bytes uploaded: inputs of the execution."""
+    failures: tuple[str, ...] = ()
+    """A sentence for each batch (or invocation) that failed and is not in the mean, as `compute.tolerated_failures`
+    allows; `samples` counts the others' alone."""
 
 
 class GradientService(Protocol):

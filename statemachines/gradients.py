@@ -4,6 +4,10 @@ Input, `inline_map` and `parallel`: `{"common": {...}, "batches": [{...}, ...]}`
 Input, `distributed_map`:           `{"common": {...}, "items": {"bucket": "...", "key": "..."}}`, a JSON array in S3.
 Output, all modes:                  `{"retries": [0, 0, 1, ...]}`, one number of retries per batch.
 
+Where failures are tolerated, a failed batch does not end the others. In `inline_map` and `parallel` it is caught, and
+`{"Error": ..., "Cause": ...}` stands in its place in the output. A distributed map knows tolerance by itself and ends
+early beyond it; then null, or nothing, stands there, and the child executions say why.
+
 No state ever carries a tensor: workers read weights and batches from S3 and write gradients there. Only JSONPath is
 used, and neither ItemBatcher nor ResultWriter, so that AWS, moto and MiniStack execute the same definition alike.
 
@@ -42,16 +46,18 @@ INLINE_LIMIT = 900
 PARALLEL_LIMIT = 700
 #: A child's output is one small number, so that ten thousand of them stay far below 256 KiB.
 DISTRIBUTED_LIMIT = 10_000
+#: An output of 256 KiB holds so many causes of 2.6 KB each: Lambda's error object with a message and a stack trace.
+CAUGHT_LIMIT = 100
 #: An invocation may wait for a free worker (a local service queues where AWS throttles) before its own time counts.
 QUEUE_SECONDS = 900
 
 LIMITS = {Mode.INLINE_MAP: INLINE_LIMIT, Mode.PARALLEL: PARALLEL_LIMIT, Mode.DISTRIBUTED_MAP: DISTRIBUTED_LIMIT}
 
 
-def choose_mode(setting: str, batches: int) -> Mode:
+def choose_mode(setting: str, batches: int, tolerated: float = 0) -> Mode:
     """The mode for `batches` a round: `setting` itself, or for `auto` the simplest that runs them all at once.
 
-    Raises ConfigError for an unknown setting, or for more batches than the mode takes.
+    `tolerated` as in `definition`. Raises ConfigError for an unknown setting, or for more batches than the mode takes.
     """
     if setting == "auto":
         mode = Mode.INLINE_MAP if batches <= INLINE_CONCURRENCY else Mode.DISTRIBUTED_MAP
@@ -60,30 +66,38 @@ def choose_mode(setting: str, batches: int) -> Mode:
             mode = Mode(setting)
         except ValueError as error:
             raise ConfigError(f"compute.state_machine {setting!r} is none of auto, {', '.join(Mode)}") from error
-    _check_count(mode, batches)
+    _check_count(mode, batches, tolerated)
     return mode
 
 
 def definition(
-    mode: Mode, *, function_arn: str, batches: int | None, concurrency: int, timeout_seconds: int
+    mode: Mode,
+    *,
+    function_arn: str,
+    batches: int | None,
+    concurrency: int,
+    timeout_seconds: int,
+    tolerated: float = 0,
 ) -> dict[str, Any]:
     """The definition as a JSON-ready dict.
 
     `batches` is the count per execution; a map takes any, so None will do, while `parallel` needs it to make its
     branches. `concurrency` is the number of workers at once, 0 for the service's own limit; `parallel` has none.
-    `timeout_seconds` is the function's time limit. Raises ConfigError beyond the limits of the mode.
+    `timeout_seconds` is the function's time limit. `tolerated` failed batches do not fail an execution: a share of them
+    below 1, a count from 1 on. The peer that started it knows the round's other executions and has the last word; only
+    a distributed map counts by itself. Raises ConfigError beyond the limits of the mode.
     """
     mode = Mode(mode)
     if batches is not None:
-        _check_count(mode, batches)
+        _check_count(mode, batches, tolerated)
     if mode is Mode.PARALLEL:
         if batches is None:
             raise ConfigError("a parallel state machine has one branch per batch, so it needs the count of batches")
-        state = _parallel(function_arn, batches, timeout_seconds)
+        state = _parallel(function_arn, batches, timeout_seconds, tolerated > 0)
     elif mode is Mode.INLINE_MAP:
-        state = _inline_map(function_arn, concurrency, timeout_seconds)
+        state = _inline_map(function_arn, concurrency, timeout_seconds, tolerated > 0)
     else:
-        state = _distributed_map(function_arn, concurrency, timeout_seconds)
+        state = _distributed_map(function_arn, concurrency, timeout_seconds, tolerated)
     made = {
         "Comment": f"Gradients of one peer's batches in one round ({mode}).",
         "StartAt": "Gradients",
@@ -103,13 +117,16 @@ def render(made: dict[str, Any]) -> str:
     return json.dumps(made, separators=(",", ":"))
 
 
-def _check_count(mode: Mode, batches: int) -> None:
+def _check_count(mode: Mode, batches: int, tolerated: float) -> None:
     if batches < 1:
         raise ConfigError(f"a round needs at least one batch, not {batches}")
-    if batches > LIMITS[mode]:
+    catching = tolerated > 0 and mode is not Mode.DISTRIBUTED_MAP
+    limit = CAUGHT_LIMIT if catching else LIMITS[mode]
+    if batches > limit:
         larger = "" if mode is Mode.DISTRIBUTED_MAP else ", or compute.state_machine = distributed_map"
+        why = " with compute.tolerated_failures" if catching else ""
         raise ConfigError(
-            f"a {mode} state machine takes at most {LIMITS[mode]:,} batches a round, not {batches:,}; "
+            f"a {mode} state machine{why} takes at most {limit:,} batches a round, not {batches:,}; "
             f"use a larger batch_size, fewer batches_per_round{larger}"
         )
 
@@ -132,12 +149,27 @@ def _task(function_arn: str, batch: str, timeout_seconds: int) -> dict[str, Any]
     }
 
 
+def _machine(name: str, task: dict[str, Any], catching: bool) -> dict[str, Any]:
+    """The states of one batch. `catching`: its failure, once the retries are spent, becomes its output."""
+    if not catching:
+        return {"StartAt": name, "States": {name: task}}
+    failed = f"{name} failed"
+    catch = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.failure", "Next": failed}]
+    return {
+        "StartAt": name,
+        "States": {
+            name: {**task, "Catch": catch},
+            failed: {"Type": "Pass", "OutputPath": "$.failure", "End": True},
+        },
+    }
+
+
 def _results() -> dict[str, Any]:
     """How a map or parallel state ends: an array with one number per batch."""
     return {"ResultSelector": {"retries.$": "$"}, "End": True}
 
 
-def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int) -> dict[str, Any]:
+def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int, catching: bool) -> dict[str, Any]:
     return {
         "Type": "Map",
         "ItemsPath": "$.batches",
@@ -145,14 +177,19 @@ def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int) -> di
         "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
         "ItemProcessor": {
             "ProcessorConfig": {"Mode": "INLINE"},
-            "StartAt": "Gradient",
-            "States": {"Gradient": _task(function_arn, "$.batch", timeout_seconds)},
+            **_machine("Gradient", _task(function_arn, "$.batch", timeout_seconds), catching),
         },
         **_results(),
     }
 
 
-def _distributed_map(function_arn: str, concurrency: int, timeout_seconds: int) -> dict[str, Any]:
+def _distributed_map(function_arn: str, concurrency: int, timeout_seconds: int, tolerated: float) -> dict[str, Any]:
+    limit: dict[str, float] = {}
+    if tolerated >= 1:
+        limit = {"ToleratedFailureCount": int(tolerated)}
+    elif tolerated > 0:
+        # moto reads a number without a point as something else.
+        limit = {"ToleratedFailurePercentage": round(100.0 * tolerated, 6)}
     return {
         "Type": "Map",
         "ItemReader": {
@@ -161,24 +198,21 @@ def _distributed_map(function_arn: str, concurrency: int, timeout_seconds: int) 
             "Parameters": {"Bucket.$": "$.items.bucket", "Key.$": "$.items.key"},
         },
         **({"MaxConcurrency": concurrency} if concurrency else {}),
+        **limit,
         "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
         "ItemProcessor": {
             "ProcessorConfig": {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"},
-            "StartAt": "Gradient",
-            "States": {"Gradient": _task(function_arn, "$.batch", timeout_seconds)},
+            **_machine("Gradient", _task(function_arn, "$.batch", timeout_seconds), catching=False),
         },
         **_results(),
     }
 
 
-def _parallel(function_arn: str, batches: int, timeout_seconds: int) -> dict[str, Any]:
+def _parallel(function_arn: str, batches: int, timeout_seconds: int, catching: bool) -> dict[str, Any]:
     return {
         "Type": "Parallel",
         "Branches": [
-            {
-                "StartAt": f"Gradient {index}",
-                "States": {f"Gradient {index}": _task(function_arn, f"$.batches[{index}]", timeout_seconds)},
-            }
+            _machine(f"Gradient {index}", _task(function_arn, f"$.batches[{index}]", timeout_seconds), catching)
             for index in range(batches)
         ],
         **_results(),

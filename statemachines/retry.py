@@ -21,8 +21,9 @@ SERVICE = (
     "Lambda.SdkClientException",
     "Lambda.ServiceException",
 )
-#: The sandbox died (out of memory, exit), ran into the function's time limit, or its answer was lost.
-SANDBOX = ("Lambda.Unknown", "Runtime.ExitError", "Sandbox.Timedout", "States.Timeout")
+#: The sandbox died (out of memory, exit), ran into the function's time limit, or its answer was lost. A warm process
+#: that ran out of memory may have held more than a fresh one needs.
+SANDBOX = ("Lambda.Unknown", "Runtime.ExitError", "Runtime.OutOfMemory", "Sandbox.Timedout", "States.Timeout")
 
 
 def rules() -> list[dict[str, Any]]:

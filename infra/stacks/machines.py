@@ -60,6 +60,7 @@ def make_machines(
                 batches=None,
                 concurrency=settings.concurrency,
                 timeout_seconds=settings.timeout_seconds,
+                tolerated=settings.tolerated_failures,
             )
         )
         express = kind is sfn.StateMachineType.EXPRESS

@@ -1,7 +1,8 @@
-"""Why an execution of a state machine failed, in one sentence for the user.
+"""Why an execution of a state machine, or some of its items, failed: in sentences for the user.
 
-The workers name the batch in their own errors. Where the sandbox died instead (out of memory, time limit, exit), only
-the execution's history, or the map run's child executions, tell which batch it was.
+The workers name the batch in their own errors. Where the sandbox died instead (out of memory, time limit, exit), the
+execution's output, its history, or the map run's child executions tell which batch it was. An item is a batch or what
+goes by its first batch's index.
 """
 
 from __future__ import annotations
@@ -9,76 +10,156 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from contract.batches import BatchRef
+from contract.config import ComputeConfig
 from contract.tasks import Failure
 from peer_agent.compute.batches import name_batch
+from peer_agent.compute.causes import cause
 
 #: Events looked at, from the end: a failure stands near it.
 HISTORY_EVENTS = 200
-#: The name of a branch's state in a `parallel` definition: its number is the batch's place in the input.
+#: Failed children of a distributed map that are asked why. Which items failed is seen in S3.
+CHILDREN = 5
+#: The name of a branch's state in a `parallel` definition: its number is the item's place in the input.
 BRANCH = re.compile(r"Gradient (\d+)\Z")
 #: Types of the history's events about a task that came to nothing.
 FAILED_TASK = ("TaskFailed", "TaskTimedOut", "LambdaFunctionFailed", "LambdaFunctionTimedOut")
-#: What a distributed map says of a failed child; the child's own words stand in the child's execution.
+#: What a distributed map says of failed children; their own words stand in their own executions.
 CHILD_FAILED = "States.ExceedToleratedFailureThreshold"
+#: Errors in the name of the whole machine that are of one item all the same.
+OF_AN_ITEM = (CHILD_FAILED, "States.TaskFailed", "States.Timeout", "States.MapFailed", "States.BranchFailed")
 
 
-def explain(client: Any, description: Mapping[str, Any], batches: Sequence[BatchRef], rank: int, round: int) -> str:
+class Item(Protocol):
+    """What one invocation computes."""
+
+    @property
+    def index(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an execution ended, from `describe_execution`'s answer."""
+
+    succeeded: bool
+    complete: bool
+    """It succeeded, and every item has answered: there is nothing to look for."""
+    whole: bool
+    """It failed for none of its items' sake, so that those without a result may succeed in another execution."""
+    retries: int
+    """Invocations beyond one per item, as far as the output counts them."""
+    failures: Mapping[int, Failure]
+    """Why items failed, by index, as far as the output says."""
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any], items: Sequence[Item]) -> Ending:
+        """`items` are those of the execution's input, in order; branches beyond them repeat the last one."""
+        status, error = str(description["status"]), str(description.get("error") or "")
+        outcomes = _outcomes(description) if status == "SUCCEEDED" else []
+        failures = {
+            items[min(place, len(items) - 1)].index: Failure.parse(str(told["Error"]), str(told.get("Cause") or ""))
+            for place, told in enumerate(outcomes)
+            if isinstance(told, dict) and "Error" in told
+        }
+        numbers = [told for told in outcomes if type(told) is int]
+        return cls(
+            succeeded=status == "SUCCEEDED",
+            complete=status == "SUCCEEDED" and len(items) <= len(outcomes) == len(numbers),
+            whole=status not in ("SUCCEEDED", "ABORTED")
+            and (status != "FAILED" or (error.startswith("States.") and error not in OF_AN_ITEM)),
+            retries=sum(numbers),
+            failures=failures,
+        )
+
+
+def _outcomes(description: Mapping[str, Any]) -> list[Any]:
+    """What the output says of each item: a number of retries, or an object with Error and Cause."""
+    try:
+        outcomes = json.loads(description["output"])["retries"]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return outcomes if isinstance(outcomes, list) else []
+
+
+def why(client: Any, description: Mapping[str, Any], items: Sequence[Item]) -> dict[int, Failure]:
+    """The failure of the one item that ended an execution, by its index; empty where nothing tells. Raises what
+    `client` raises."""
+    if description["status"] != "FAILED":
+        return {}
+    failure = Failure.parse(str(description.get("error") or ""), str(description.get("cause") or ""))
+    if failure.name == CHILD_FAILED:
+        return of_children(client, description)
+    index = _batch_in_history(client, str(description["executionArn"]), items)
+    return {} if index is None else {index: failure}
+
+
+def of_children(client: Any, description: Mapping[str, Any]) -> dict[int, Failure]:
+    """Failures of some children of the execution's distributed map, by the index of their item. Raises what `client`
+    raises."""
+    found: dict[int, Failure] = {}
+    for run in client.list_map_runs(executionArn=description["executionArn"])["mapRuns"]:
+        for status in ("FAILED", "TIMED_OUT"):
+            page = client.list_executions(mapRunArn=run["mapRunArn"], statusFilter=status, maxResults=CHILDREN)
+            for listed in page["executions"]:
+                child = client.describe_execution(executionArn=listed["executionArn"])
+                index = _batch_in(child.get("input"))
+                if index is not None and len(found) < CHILDREN:
+                    found[index] = Failure.parse(str(child.get("error") or ""), str(child.get("cause") or ""))
+    return found
+
+
+def explain(
+    client: Any, description: Mapping[str, Any], items: Sequence[Item], rank: int, round: int, compute: ComputeConfig
+) -> str:
     """One sentence from `describe_execution`'s answer and, where it says too little, further questions to `client`.
 
     `client` is None where nothing further can be asked. Raises what `client` raises.
     """
     failure = Failure.parse(str(description.get("error") or ""), str(description.get("cause") or ""))
-    batch: int | None = None
-    if failure.name == CHILD_FAILED and client is not None:
-        child = _failed_child(client, str(description["executionArn"]))
-        if child is not None:
-            failure = Failure.parse(str(child.get("error") or ""), str(child.get("cause") or ""))
-            batch = _batch_in(child.get("input"))
-    if failure.message.startswith("batch "):
-        return f"no gradient for {failure.message} ({failure.name})"
-    if batch is None and client is not None:
-        batch = _batch_in_history(client, str(description["executionArn"]), batches)
-    where = f"rank {rank} in round {round}" if batch is None else name_batch(batch, rank, round)
-    status = str(description.get("status", "FAILED")).lower().replace("_", " ")
-    cause = " ".join(failure.message.split()) or f"its execution {status}"
-    return f"no gradient for {where}: {cause}{f' ({failure.name})' if failure.name else ''}"
+    index: int | None = None
+    if client is not None and not failure.message.startswith("batch "):
+        index, failure = next(iter(why(client, description, items).items()), (None, failure))
+    where = f"rank {rank} in round {round}" if index is None else name_batch(index, rank, round)
+    if not failure.name and not failure.message:
+        status = str(description.get("status", "FAILED")).lower().replace("_", " ")
+        return f"no gradient for {where}: its execution {status}"
+    return sentence(failure, where, compute)
 
 
-def _failed_child(client: Any, execution: str) -> Mapping[str, Any] | None:
-    """Description of a failed child of the execution's distributed map."""
-    for run in client.list_map_runs(executionArn=execution)["mapRuns"]:
-        for status in ("FAILED", "TIMED_OUT"):
-            found = client.list_executions(mapRunArn=run["mapRunArn"], statusFilter=status, maxResults=1)["executions"]
-            if found:
-                child: Mapping[str, Any] = client.describe_execution(executionArn=found[0]["executionArn"])
-                return child
-    return None
+def sentence(failure: Failure, where: str, compute: ComputeConfig) -> str:
+    """What failed, why, and where the worker's log is. The worker's own words name the batch, where they are known."""
+    told = cause(failure, compute)
+    text = f"no gradient for {told}" if failure.message.startswith("batch ") else f"no gradient for {where}: {told}"
+    if not failure.log:
+        return text
+    # A local worker writes to a file; on AWS the lines of all are in one place, and carry the request.
+    file = "/" in failure.log
+    return f"{text}; its log: {failure.log if file else f'`peerless logs --workers`, request {failure.log}'}"
 
 
-def _batch_in_history(client: Any, execution: str, batches: Sequence[BatchRef]) -> int | None:
-    """Index of the batch whose task failed: from the failure back to the state that was entered for it."""
+def _batch_in_history(client: Any, execution: str, items: Sequence[Item]) -> int | None:
+    """Index of the item whose task failed: from the failure back to the state that was entered for it."""
     answer = client.get_execution_history(executionArn=execution, reverseOrder=True, maxResults=HISTORY_EVENTS)
     events: dict[int, Mapping[str, Any]] = {event["id"]: event for event in answer["events"]}
     for event in events.values():
         iteration = event.get("mapIterationFailedEventDetails")
-        if iteration is not None and iteration.get("index", len(batches)) < len(batches):
-            return batches[int(iteration["index"])].index
+        if iteration is not None and iteration.get("index", len(items)) < len(items):
+            return items[int(iteration["index"])].index
         if event["type"].endswith(FAILED_TASK):
             before: Mapping[str, Any] | None = event
             while before is not None and "stateEnteredEventDetails" not in before:
                 before = events.get(before.get("previousEventId", 0))
             if before is not None:
-                return _batch_of_state(before["stateEnteredEventDetails"], batches)
+                return _batch_of_state(before["stateEnteredEventDetails"], items)
     return None
 
 
-def _batch_of_state(entered: Mapping[str, Any], batches: Sequence[BatchRef]) -> int | None:
+def _batch_of_state(entered: Mapping[str, Any], items: Sequence[Item]) -> int | None:
     branch = BRANCH.match(str(entered.get("name", "")))
-    if branch is not None and int(branch[1]) < len(batches):
-        return batches[int(branch[1])].index
+    if branch is not None and int(branch[1]) < len(items):
+        return items[int(branch[1])].index
     return _batch_in(entered.get("input"))
 
 

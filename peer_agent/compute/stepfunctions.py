@@ -1,25 +1,24 @@
-"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per batch.
+"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per item.
 
-A Standard execution is started and then asked after; an Express one (`aws.express`, inline map) answers its start with
-its end, within five minutes.
+An item is what one invocation computes: a batch. Nothing large passes through Step Functions: workers read weights and
+batches from S3 and write their gradients there, from where they are added up one by one. So memory is bounded by the
+model, whatever the number of batches.
 
-Nothing large passes through Step Functions: workers read weights and batches from S3 and write their gradients there,
-from where they are added up one by one. So memory is bounded by the model, whatever the number of batches.
+Items fail and executions fail. What has been computed is never computed again: where an execution ends for no item's
+sake, another one takes the items that are missing, and so does a process that begins a round anew. Items that failed
+for good are left out of the mean, as far as `compute.tolerated_failures` goes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import math
-import threading
+import dataclasses
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import boto3
 import numpy as np
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
@@ -27,41 +26,40 @@ from contract import wire
 from contract.batches import BatchRef
 from contract.clock import Clock
 from contract.codec import codec
-from contract.errors import (
-    ConfigError,
-    CorruptObject,
-    GradientFailed,
-    StoreUnavailable,
-    TransientError,
-    WeightsMismatch,
-)
+from contract.errors import ConfigError, CorruptObject, GradientFailed, StoreUnavailable, WeightsMismatch
 from contract.keys import Place
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
+from peer_agent.compute import diagnosis, tolerance
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
-from peer_agent.compute.diagnosis import explain
-from peer_agent.compute.pace import Pace
+from peer_agent.compute.diagnosis import Ending
+from peer_agent.compute.executions import EXPRESS_SECONDS, FORGOTTEN, Executions
+from peer_agent.compute.results import Results, Unusable, differences, using
+from peer_agent.membership import FIRST_INCARNATION
 from peer_agent.ports import RoundGradient
 
 #: Forms of the state machine's input; the launcher resolves `auto` before it writes the run's configuration.
 MODES = ("inline_map", "distributed_map", "parallel")
-#: Step Functions' limit for the name of an execution, in characters.
-NAME_LENGTH = 80
-#: Shortest time between two questions, in seconds. AWS answers some ten a second to a whole account.
-AWS_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.25, 0.02
-#: How long an Express execution may take, in seconds, and how much longer its answer is waited for.
-EXPRESS_SECONDS, ANSWER_SECONDS = 300, 30
-#: How long a local Step Functions may take to know its state machines again, and between two tries, in seconds.
-FORGOTTEN_SECONDS, FORGOTTEN_POLL_SECONDS = 60.0, 0.2
-#: The same for a state machine that this process has never reached, which probably was never there. A server that has
-#: just been started again answers before its state machines are made anew, which takes a second.
-UNKNOWN_SECONDS = 5.0
-_FORGOTTEN = ("ExecutionDoesNotExist", "StateMachineDoesNotExist")
-#: Tries to find a name that no earlier execution has.
-ATTEMPTS = 20
+#: Executions that one round may take in one go.
+MOST_EXECUTIONS = 10
+#: Rounds that are remembered as begun; no more than two are computed at the same time.
+REMEMBERED = 8
+
+
+@dataclass
+class Effort:
+    """What a round has taken so far, and what has come to nothing."""
+
+    executions: int = 0
+    invocations: int = 0
+    bytes_out: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    """Sentences on failed items, by index; those whose cause is known stand first."""
+    missing: list[int] = field(default_factory=list)
+    """Indices of all items that are given up."""
 
 
 class StepFunctionsGradientService:
@@ -82,23 +80,23 @@ class StepFunctionsGradientService:
         Raises ModelError when the model cannot be built, ConfigError for a run without a state machine or mode.
         """
         self._mode = spec.config.compute.state_machine
-        self._machine = spec.state_machines[rank]
-        if self._mode not in MODES or not self._machine:
+        machine = spec.state_machines[rank]
+        if self._mode not in MODES or not machine:
             raise ConfigError(
                 f"run {spec.run} names no state machine for rank {rank} (compute.state_machine = {self._mode!r}); "
                 "start it again"
             )
-        self._spec, self._rank, self._store, self._clock = spec, rank, store, clock
+        self._spec, self._rank, self._store = spec, rank, store
         self._layout = Layout.of(build(spec.model))
-        #: Whether the machine is an Express one, whose start answers with the end.
-        self._express = spec.config.aws.express and self._mode == "inline_map"
-        self._endpoint_url = endpoint_url
-        self._made = client
-        self._pace = Pace(AWS_POLL_SECONDS if endpoint_url is None else LOCAL_POLL_SECONDS)
-        self._lock = threading.Lock()
-        self._running: str | None = None
-        self._reached = False  # the machine, at least once
-        self._closed = False
+        self._executions = Executions(
+            machine,
+            express=spec.config.aws.express and self._mode == "inline_map",
+            endpoint_url=endpoint_url,
+            region=spec.places.region,
+            clock=clock,
+            client=client,
+        )
+        self._begun: deque[int] = deque(maxlen=REMEMBERED)
 
     def compute(
         self,
@@ -116,36 +114,31 @@ class StepFunctionsGradientService:
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
         task = self._task(round, incarnation, weights_sha256, batches[0], seed)
-        with failing_as(f"rank {self._rank} in round {round}"):
-            text, items = self._input(task, batches)
-        retries = self._execute(task, text, batches)
-        mean, bytes_in = self._collect(task, batches)
-        garbage = [self._place(task, batch) for batch in batches] + ([items] if items is not None else [])
+        items = self._items(batches)
+        results, effort = Results(self._store, task), Effort()
+        self._execute(task, items, results, effort)
+        mean, bytes_in, used = self._collect_usable(task, items, results, effort)
+        garbage = [results.place(item.index) for item in used]
+        if self._mode == "distributed_map":
+            garbage.append(self._items_place(task))
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)
-        items_bytes = len(items_json(batches)) if items is not None else 0
-        return mean.result(
+        gradient = mean.result(
             buffers,
-            invocations=len(self._branches(batches)) + retries,
-            executions=1,
+            invocations=effort.invocations,
+            executions=effort.executions,
             bytes_in=bytes_in,
-            bytes_out=len(text.encode()) + items_bytes,
+            bytes_out=effort.bytes_out,
         )
+        return dataclasses.replace(gradient, failures=tuple(effort.failures[index] for index in effort.missing))
 
     def close(self) -> None:
-        """Stop a running execution; the `compute` that waits for it raises GradientFailed.
+        """Stop running executions; the `compute` that waits for one raises GradientFailed."""
+        self._executions.close()
 
-        An Express one cannot be stopped and ends by itself, within five minutes.
-        """
-        with self._lock:
-            self._closed = True
-            running = self._running
-        if running is not None:
-            self._stop(running)
-
-    def _stop(self, execution: str) -> None:
-        with contextlib.suppress(ClientError, BotoCoreError):  # it has just ended, or will end by its time limit
-            self._client.stop_execution(executionArn=execution, error="Stopped", cause="the peer was stopped")
+    def _items(self, batches: Sequence[BatchRef]) -> Sequence[BatchRef]:
+        """What each invocation computes."""
+        return batches
 
     def _task(self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int) -> GradientTask:
         """The round's task; which batch it names does not matter to what all batches share."""
@@ -166,19 +159,23 @@ class StepFunctionsGradientService:
             code_digest=self._spec.code_digest,
         )
 
-    def _input(self, task: GradientTask, batches: Sequence[BatchRef]) -> tuple[str, Place | None]:
-        """The execution's input, and where its items went if they are not part of it. Raises PeerlessError."""
+    def _input(self, task: GradientTask, items: Sequence[BatchRef]) -> tuple[str, int]:
+        """The execution's input, and the bytes that went to S3 beside it. Raises PeerlessError."""
         common = task.common_dict()
         if self._mode != "distributed_map":
-            return inline_input(common, self._branches(batches)), None
-        items = self._spec.places.items(self._rank, task.round, task.incarnation)
-        self._store.put(items, items_json(batches))
-        return distributed_input(common, items), items
+            return inline_input(common, self._branches(items)), 0
+        listed = items_json(items)
+        self._store.put(self._items_place(task), listed)
+        return distributed_input(common, self._items_place(task)), len(listed)
+
+    def _items_place(self, task: GradientTask) -> Place:
+        return self._spec.places.items(self._rank, task.round, task.incarnation)
 
     def _branches(self, batches: Sequence[BatchRef]) -> Sequence[BatchRef]:
         """What the execution computes: in `parallel` as many batches as the definition has branches.
 
-        A round at the end of a pass may have fewer; its last batch is then computed again, to the same bytes.
+        A round at the end of a pass may have fewer, and what is left of a round has; the last one is then computed
+        again, to the same bytes.
         """
         if self._mode != "parallel":
             return batches
@@ -186,186 +183,136 @@ class StepFunctionsGradientService:
         branches = min(per_round, self._spec.batches[self._rank])
         return [*batches, *[batches[-1]] * (branches - len(batches))]
 
-    def _execute(self, task: GradientTask, text: str, batches: Sequence[BatchRef]) -> int:
-        """Run one execution to its end; how many invocations were retried. Raises GradientFailed, TransientError."""
-        try:
-            if self._express:
-                description = self._start_and_wait(task, text)
-            else:
-                description = self._run_again_if_forgotten(task, text)
-            if description["status"] != "SUCCEEDED":
-                # Express executions have no history to be asked for.
-                asked = None if self._express else self._client
-                raise GradientFailed(explain(asked, description, batches, self._rank, task.round))
-        except ClientError as error:
-            answer = error.response.get("Error", {})
-            raise GradientFailed(
-                f"no gradient for rank {self._rank} in round {task.round}: Step Functions said "
-                f"{answer.get('Code')}: {answer.get('Message')}"
-            ) from error
-        except BotoCoreError as error:
-            where = self._endpoint_url or f"AWS in {self._spec.places.region}"
-            raise TransientError(f"Step Functions at {where} does not answer: {error}") from error
-        return _retries(description)
+    def _execute(self, task: GradientTask, items: Sequence[BatchRef], results: Results, effort: Effort) -> None:
+        """Run executions until all items have a result but those that may fail. Raises GradientFailed, TransientError.
 
-    def _run_again_if_forgotten(self, task: GradientTask, text: str) -> Mapping[str, Any]:
-        """Run a Standard execution; its description once it has ended.
-
-        A local Step Functions that is started again has forgotten its executions, and for a moment its state machines:
-        then the same execution is started anew, under the same keys.
+        Only here are items looked for in S3: before the first execution where another attempt may have left some, and
+        after one that did not answer for all.
         """
-        begun = self._clock.monotonic()
-        while True:
-            try:
-                return self._follow(self._start(task, text))
-            except ClientError as error:
-                code = error.response.get("Error", {}).get("Code")
-                patience = FORGOTTEN_SECONDS if self._reached else UNKNOWN_SECONDS
-                given_up = self._clock.monotonic() - begun > patience
-                if code not in _FORGOTTEN or self._endpoint_url is None or given_up:
-                    raise
-                self._clock.sleep(FORGOTTEN_POLL_SECONDS)
-            finally:
-                self._running = None
+        again = task.round in self._begun or (not self._begun and task.incarnation > FIRST_INCARNATION)
+        self._begun.append(task.round)
+        missing: Sequence[BatchRef] = results.missing(items) if again else items
+        while missing:
+            with failing_as(f"rank {self._rank} in round {task.round}"):
+                text, bytes_beside = self._input(task, missing)
+            description = self._executions.run(task, text)
+            ending = Ending.of(description, missing)
+            effort.executions += 1
+            effort.invocations += len(self._branches(missing)) + ending.retries
+            effort.bytes_out += len(text.encode()) + bytes_beside
+            if ending.complete:
+                return
+            missing = self._remaining(task, items, missing, description, ending, results, effort)
 
-    def _start_and_wait(self, task: GradientTask, text: str) -> Mapping[str, Any]:
-        """Run an Express execution; its description once it has ended. Raises GradientFailed at its time limit.
+    def _remaining(
+        self,
+        task: GradientTask,
+        items: Sequence[BatchRef],
+        asked: Sequence[BatchRef],
+        description: Mapping[str, Any],
+        ending: Ending,
+        results: Results,
+        effort: Effort,
+    ) -> Sequence[BatchRef]:
+        """What another execution is to compute after one that left something open; the rest is given up.
 
-        A request that is repeated after a lost answer computes the same gradients again, under the same keys.
+        Raises GradientFailed where that is too much.
         """
-        if self._closed:
-            raise GradientFailed(f"no gradient for rank {self._rank} in round {task.round}: the peer was stopped")
-        name = execution_name(task.run, task.round, self._rank, task.incarnation, 0)
-        description: Mapping[str, Any] = self._client.start_sync_execution(
-            stateMachineArn=self._machine, name=name, input=text
-        )
-        if description["status"] == "TIMED_OUT":
-            raise GradientFailed(
+        setting = self._spec.config.compute.tolerated_failures
+        if not (setting or ending.succeeded or ending.whole):
+            raise GradientFailed(self._explain(task, asked, description))
+        missing = results.missing(asked)
+        forgotten = description["status"] == FORGOTTEN
+        if ending.whole and (forgotten or len(missing) < len(asked)) and effort.executions < MOST_EXECUTIONS:
+            return missing
+        # A distributed map counts the items of one execution; here it is those of the round.
+        counted = ending.succeeded or description.get("error") == diagnosis.CHILD_FAILED
+        if missing and not counted:
+            raise GradientFailed(self._explain(task, asked, description))
+        effort.missing = [item.index for item in missing]
+        if missing:
+            effort.failures |= self._failures(task, description, ending)
+        for index in effort.missing:
+            where = name_batch(index, self._rank, task.round)
+            effort.failures.setdefault(index, f"no gradient for {where}: its worker left none")
+        tolerance.check(setting, len(items), effort.failures, effort.missing)
+        return []
+
+    def _failures(self, task: GradientTask, description: Mapping[str, Any], ending: Ending) -> dict[int, str]:
+        """Sentences on failed items by index: all that the output names, or some children of a distributed map."""
+        found = dict(ending.failures)
+        if self._mode == "distributed_map":
+            with contextlib.suppress(ClientError, BotoCoreError):  # they explain, and decide nothing
+                found |= diagnosis.of_children(self._executions.client, description)
+        compute = self._spec.config.compute
+        return {
+            index: diagnosis.sentence(failure, name_batch(index, self._rank, task.round), compute)
+            for index, failure in sorted(found.items())
+        }
+
+    def _explain(self, task: GradientTask, asked: Sequence[BatchRef], description: Mapping[str, Any]) -> str:
+        """Why an execution failed."""
+        express = self._executions.express
+        if express and description["status"] == "TIMED_OUT":
+            return (
                 f"no gradient for rank {self._rank} in round {task.round}: its Express execution was ended after "
                 f"{EXPRESS_SECONDS // 60} minutes, their limit; set aws.express = false and deploy again, or give a "
                 "round less work (batches_per_round, batch_size)"
             )
-        return description
+        # Express executions have no history to be asked for.
+        client, compute = None if express else self._executions.client, self._spec.config.compute
+        try:
+            return diagnosis.explain(client, description, asked, self._rank, task.round, compute)
+        except (ClientError, BotoCoreError):  # it was asked for words, not for gradients
+            return diagnosis.explain(None, description, asked, self._rank, task.round, compute)
 
-    def _start(self, task: GradientTask, text: str) -> str:
-        """Start an execution under a name of its own; its ARN. A repeated request finds the one that it started."""
-        for attempt in range(ATTEMPTS):
-            name = execution_name(task.run, task.round, self._rank, task.incarnation, attempt)
-            execution = f"{self._machine.replace(':stateMachine:', ':execution:', 1)}:{name}"
-            with self._lock:
-                if self._closed:
-                    raise GradientFailed(
-                        f"no gradient for rank {self._rank} in round {task.round}: the peer was stopped"
-                    )
-                self._running = execution
+    def _collect_usable(
+        self, task: GradientTask, items: Sequence[BatchRef], results: Results, effort: Effort
+    ) -> tuple[BatchMean, int, Sequence[BatchRef]]:
+        """The mean over all items but those given up, which are more where results turn out to be of no use; the bytes
+        read, and the items in it. Raises GradientFailed."""
+        bytes_in = 0
+        while True:
+            used = [item for item in items if item.index not in effort.missing]
             try:
-                started = self._client.start_execution(stateMachineArn=self._machine, name=name, input=text)
-            except self._client.exceptions.ExecutionAlreadyExists:
-                # Ours, if an earlier answer was lost. One that has ended may be of an earlier call, whose gradients
-                # are gone by now.
-                present = self._client.describe_execution(executionArn=execution)
-                if present["status"] == "RUNNING" and json.loads(present["input"]) == json.loads(text):
-                    return execution
-                continue
-            if started["executionArn"] != execution:
-                raise GradientFailed(f"Step Functions gave {started['executionArn']} for the execution {execution}")
-            self._reached = True
-            return execution
-        raise GradientFailed(f"round {task.round} of rank {self._rank} has been started {ATTEMPTS} times already")
+                mean, read = self._collect(task, used, results)
+                return mean, bytes_in + read, used
+            except Unusable as error:
+                results.forget(error.index)
+                effort.missing.append(error.index)
+                effort.failures[error.index] = str(error)
+                setting = self._spec.config.compute.tolerated_failures
+                tolerance.check(setting, len(items), effort.failures, effort.missing)
 
-    def _follow(self, execution: str) -> Mapping[str, Any]:
-        """The execution's description once it has ended."""
-        begun = self._clock.monotonic()
-        for wait in self._pace.waits():
-            if self._closed:  # perhaps before there was anything to stop
-                self._stop(execution)
-            self._clock.sleep(wait)
-            description: Mapping[str, Any] = self._client.describe_execution(executionArn=execution)
-            if description["status"] != "RUNNING":
-                self._pace.ended(min(_seconds(description), self._clock.monotonic() - begun))
-                return description
-        raise AssertionError("waits() does not end")
-
-    def _collect(self, task: GradientTask, batches: Sequence[BatchRef]) -> tuple[BatchMean, int]:
-        """Read the batches' gradients one after another and add them up; the mean and the bytes read."""
-        mean = BatchMean(self._layout, batches)
+    def _collect(self, task: GradientTask, items: Sequence[BatchRef], results: Results) -> tuple[BatchMean, int]:
+        """Read the items' gradients one after another and add them up; the mean and the bytes read. Raises Unusable."""
+        mean = BatchMean(self._layout, items)
         bytes_in = 0
 
-        def fetch(batch: BatchRef) -> bytes:
-            with failing_as(name_batch(batch.index, self._rank, task.round)):
-                return self._store.get(self._place(task, batch))
+        def fetch(item: BatchRef) -> bytes:
+            with using(item.index, task):
+                return self._store.get(results.place(item.index))
 
-        for batch, blob in one_ahead(fetch, batches):
+        for item, blob in one_ahead(fetch, items):
             bytes_in += len(blob)
-            with failing_as(name_batch(batch.index, self._rank, task.round)):
-                frame = self._check(task, batch, blob)
+            with using(item.index, task):
+                frame = self._check(task, item, blob, results.place(item.index))
                 header = frame.header
                 added = unpack_buffers(self._layout, frame.buffers)
                 mean.add(frame.payload, codec(header.codec), added, header.samples, header.loss or 0.0)
         return mean, bytes_in
 
-    def _check(self, task: GradientTask, batch: BatchRef, blob: bytes) -> wire.Frame:
+    def _check(self, task: GradientTask, item: BatchRef, blob: bytes, place: Place) -> wire.Frame:
         """The frame, if it is the gradient that was asked for. Raises CorruptObject, WeightsMismatch."""
         frame = wire.decode(
             blob, expected_elements=self._layout.elements, expected_buffers_bytes=self._layout.buffers_bytes
         )
-        header = frame.header
-        if header.base_weights != task.weights_sha256:
+        wrong = differences(frame.header, task, item.samples)
+        if "weights" in wrong:
             raise WeightsMismatch(
-                f"the gradient was computed at weights {header.base_weights[:12]}…, not {task.weights_sha256[:12]}…"
+                f"the gradient was computed at weights {frame.header.base_weights[:12]}…, "
+                f"not {task.weights_sha256[:12]}…"
             )
-        found = header.kind, header.run, header.round, header.rank, header.incarnation, header.codec, header.samples
-        asked = (
-            wire.Kind.GRADIENT, task.run, task.round, self._rank, task.incarnation, task.codec, batch.samples
-        )  # fmt: skip
-        if found != asked:
-            raise CorruptObject(f"{self._place(task, batch)} holds {found}, asked was for {asked}")
+        for name, (found, asked) in wrong.items():
+            raise CorruptObject(f"{place} holds a frame whose {name} is {found}, asked was for {asked}")
         return frame
-
-    def _place(self, task: GradientTask, batch: BatchRef) -> Place:
-        return self._spec.places.gradient(self._rank, task.round, task.incarnation, batch.index)
-
-    @property
-    def _client(self) -> Any:
-        """boto3's client, made at the first use; a session of its own, because the default one is not thread-safe."""
-        with self._lock:
-            if self._made is None:
-                config = Config(
-                    connect_timeout=5,
-                    read_timeout=EXPRESS_SECONDS + ANSWER_SECONDS if self._express else 60,
-                    tcp_keepalive=True,  # an Express execution's answer comes after minutes of silence
-                    retries={"mode": "standard", "max_attempts": 5},
-                    # AWS answers StartSyncExecution at sync-states.…; another Step Functions has one address.
-                    inject_host_prefix=self._endpoint_url is None,
-                )
-                self._made = boto3.session.Session().client(
-                    "stepfunctions",
-                    region_name=self._spec.places.region,
-                    endpoint_url=self._endpoint_url,
-                    config=config,
-                )
-            return self._made
-
-
-def execution_name(run: str, round: int, rank: int, incarnation: int, attempt: int) -> str:
-    """At most 80 characters; a run's name that is too long for that is shortened and made unique by its hash."""
-    suffix = f"-r{round}-p{rank}-i{incarnation}-a{attempt}"
-    if len(run) + len(suffix) > NAME_LENGTH:
-        digest = hashlib.sha256(run.encode()).hexdigest()[:12]
-        run = f"{run[: NAME_LENGTH - len(suffix) - len(digest) - 1]}-{digest}"
-    return run + suffix
-
-
-def _retries(description: Mapping[str, Any]) -> int:
-    """Retried invocations, as the definition's output counts them; 0 where it says nothing."""
-    try:
-        return sum(int(retries) for retries in json.loads(description["output"])["retries"])
-    except (KeyError, TypeError, ValueError):
-        return 0
-
-
-def _seconds(description: Mapping[str, Any]) -> float:
-    """How long the execution took by the service's own clock; infinite where it says nothing."""
-    started, stopped = description.get("startDate"), description.get("stopDate")
-    seconds = float((stopped - started).total_seconds()) if started is not None and stopped is not None else 0.0
-    return seconds if seconds > 0 else math.inf

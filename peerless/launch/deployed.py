@@ -22,6 +22,7 @@ _SHARED = {
     "memory_mb": "compute.memory_mb",
     "timeout_seconds": "compute.timeout_seconds",
     "concurrency": "compute.concurrency",
+    "tolerated_failures": "compute.tolerated_failures",
     "threads": "compute.threads",
     "express": "aws.express",
 }
@@ -43,6 +44,7 @@ def settings_for(config: RunConfig, *, code_dir: str = "", code_digest: str = ""
         memory_mb=compute.memory_mb,
         timeout_seconds=compute.timeout_seconds,
         concurrency=compute.concurrency,
+        tolerated_failures=float(compute.tolerated_failures),
         threads=compute.threads,
         code_dir="" if local else code_dir,
         code_requirements=() if local else config.code.requirements,

@@ -23,6 +23,7 @@ def create(
             batches=count,
             concurrency=config.compute.concurrency,
             timeout_seconds=config.compute.timeout_seconds,
+            tolerated=config.compute.tolerated_failures,
         )
         with told(f"create the state machine of peer {rank}"):
             answer = clients("stepfunctions").create_state_machine(

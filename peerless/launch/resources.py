@@ -170,6 +170,7 @@ def machine_order(config: RunConfig, name: str, function_arn: str, batches: int)
         batches=batches,
         concurrency=compute.concurrency,
         timeout_seconds=compute.timeout_seconds,
+        tolerated=compute.tolerated_failures,
     )
     return {
         "name": name,

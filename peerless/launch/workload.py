@@ -58,6 +58,6 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     """Replace `compute.state_machine = auto` by the form that fits, for peers to know. Raises ConfigError."""
     if config.compute.service == "local":
         return config
-    mode = choose_mode(config.compute.state_machine, max(batches_per_round(config, batches)))
-    compute = config.compute.model_copy(update={"state_machine": mode.value})
-    return config.model_copy(update={"compute": compute})
+    compute = config.compute
+    mode = choose_mode(compute.state_machine, max(batches_per_round(config, batches)), compute.tolerated_failures)
+    return config.model_copy(update={"compute": compute.model_copy(update={"state_machine": mode.value})})

@@ -174,6 +174,9 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
         return f"{peer}: learning rate reduced to {event.get('lr')}" if event["rank"] == 0 else None
     if name == "weights_adopted":
         return f"{peer}: round {event['round'] + 1}: its own weights differed; adopted the recorded ones"
+    if name == "batches_failed":
+        lost, cause = event["failed"], event["causes"][0]
+        return f"{peer}: round {event['round'] + 1}: went on without {lost} of its batches: {cause}"
     if name == "frame_rejected":
         sender = "an unknown sender" if event.get("sender") is None else f"peer {event['sender']}"
         return f"{peer}: rejected a message of {sender}: {event.get('reason')}"

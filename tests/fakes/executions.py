@@ -11,8 +11,9 @@ import pytest
 
 from contract.batches import BatchRef
 from contract.keys import Place
-from contract.tasks import distributed_input, inline_input, items_json
+from contract.tasks import Failure, distributed_input, inline_input, items_json
 from infra.local.lambda_client import LambdaService
+from peer_agent.compute.diagnosis import Ending, of_children
 from statemachines import Mode, definition, render
 
 BUCKET = "executions"
@@ -24,14 +25,18 @@ class Executor:
     def __init__(self, sfn: Any, s3: Any, function_arn: str, service: LambdaService, function: str) -> None:
         self.sfn, self.s3, self.arn, self.service, self.function = sfn, s3, function_arn, service, function
 
-    def run(self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]] | None = None) -> dict[str, Any]:
+    def run(
+        self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]] | None = None, tolerated: float = 0
+    ) -> dict[str, Any]:
         """Execute with a function whose handler is `item`; gives what `execute` does."""
-        return self.execute(mode, batches, self._input(mode, batches, failures or {}))
+        return self.execute(mode, batches, self._input(mode, batches, failures or {}), tolerated)
 
-    def execute(self, mode: Mode, batches: int, text: str) -> dict[str, Any]:
+    def execute(self, mode: Mode, batches: int, text: str, tolerated: float = 0) -> dict[str, Any]:
         """Execute once with this input; gives DescribeExecution's answer, and `invocations` that it took."""
         name = f"m-{uuid.uuid4()}"
-        made = definition(mode, function_arn=self.arn, batches=batches, concurrency=8, timeout_seconds=30)
+        made = definition(
+            mode, function_arn=self.arn, batches=batches, concurrency=8, timeout_seconds=30, tolerated=tolerated
+        )
         machine = self.sfn.create_state_machine(name=name, definition=render(made), roleArn=self._role("states"))
         before = self.service.counters(self.function)["invocations"]
         started = self.sfn.start_execution(stateMachineArn=machine["stateMachineArn"], name=name, input=text)
@@ -75,3 +80,28 @@ class Executions:
     @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
     def test_a_permanent_error_fails_the_execution(self, executor: Executor, mode: Mode) -> None:
         assert executor.run(mode, 2, {1: ("ModelError", 99)})["status"] == "FAILED"
+
+    #: Whether it tells of a distributed map's children.
+    children_are_told = True
+
+    @pytest.mark.parametrize(
+        ("mode", "tolerated"), [(Mode.INLINE_MAP, 1), (Mode.PARALLEL, 1), (Mode.DISTRIBUTED_MAP, 1), ("share", 0.5)]
+    )
+    def test_failures_that_are_tolerated_leave_the_others_alone(
+        self, executor: Executor, mode: Mode | str, tolerated: float
+    ) -> None:
+        mode = Mode.DISTRIBUTED_MAP if mode == "share" else Mode(mode)
+        done = executor.run(mode, 3, {1: ("ModelError", 99)}, tolerated)
+        assert done["status"] == "SUCCEEDED"
+        assert done["invocations"] >= 3, "where all errors have one name, this one is tried again"
+        items = [BatchRef(index=index, key="k", samples=1, sha256="0" * 64) for index in (0, 1, 2)]
+        ending = Ending.of(done, items)
+        assert (ending.complete, ending.whole, ending.retries) == (False, False, 0)
+        failures = ending.failures
+        if mode is Mode.DISTRIBUTED_MAP:
+            assert failures == {}
+            assert json.loads(done["output"])["retries"] == [0, None, 0]
+            if not self.children_are_told:
+                return
+            failures = of_children(executor.sfn, done)
+        assert failures == {1: Failure("ModelError", "batch 1 failed as it was told")}

@@ -29,18 +29,20 @@ class MemoryStepFunctions:
     """The calls of boto3's client that a gradient service makes. `asks` questions are answered with RUNNING first.
 
     A worker's exception fails the execution as AWS reports it: the class name as error, Lambda's JSON as cause, and a
-    history that leads back to the task's input.
+    history that leads back to the task's input. With `tolerated` failures it does not: they stand in the output, or,
+    of a distributed map, in its children, of which more than `tolerated` fail the execution after all.
     """
 
     exceptions = _Exceptions
 
     def __init__(self, store: ObjectStore, worker: Worker, *, asks: int = 2) -> None:
-        self._store, self._worker, self._asks = store, worker, asks
+        self._store, self.worker, self._asks = store, worker, asks
         self.executions: dict[str, dict[str, Any]] = {}
         self.inputs: list[dict[str, Any]] = []
         self.stopped: list[str] = []
         self.sync_starts = 0
         self.retries = 0
+        self.tolerated: int | None = None
         self.sync_status: str | None = None  # with which an Express execution ends whatever its workers did
         self._left: dict[str, int] = {}
 
@@ -60,15 +62,22 @@ class MemoryStepFunctions:
         else:
             items = given["batches"]
         execution["status"] = "SUCCEEDED"
+        outcomes: list[Any] = []
         for position, batch in enumerate(items):
             event = {"common": given["common"], "batch": batch, "retries": self.retries}
             try:
-                self._worker(json.loads(json.dumps(event)))
+                self.worker(json.loads(json.dumps(event)))
+                outcomes.append(self.retries)
             except Exception as error:
-                self._fail(execution, position, event, error)
-                break
+                if self.tolerated is None:
+                    self._fail(execution, position, event, error)
+                    break
+                outcomes.append(self._tolerate(arn, event, error, "items" in given))
         else:
-            execution["output"] = json.dumps({"retries": [self.retries] * len(items)})
+            execution["output"] = json.dumps({"retries": outcomes})
+        if self.tolerated is not None and len(self.children(arn)) > self.tolerated:
+            execution.update(status="FAILED", error="States.ExceedToleratedFailureThreshold", cause="")
+            del execution["output"]
         execution["stopDate"] = begun + datetime.timedelta(seconds=1)
         return {"executionArn": arn, "startDate": begun}
 
@@ -97,6 +106,28 @@ class MemoryStepFunctions:
     def get_execution_history(self, *, executionArn: str, reverseOrder: bool, maxResults: int) -> dict[str, Any]:
         events = self.executions[executionArn]["events"]
         return {"events": (events[::-1] if reverseOrder else events)[:maxResults]}
+
+    def children(self, arn: str) -> list[str]:
+        """Failed children of an execution's distributed map."""
+        return [name for name in self.executions if name.startswith(f"{arn}/")]
+
+    def list_map_runs(self, *, executionArn: str) -> dict[str, Any]:
+        return {"mapRuns": [{"mapRunArn": executionArn}]}
+
+    def list_executions(self, *, mapRunArn: str, statusFilter: str, maxResults: int) -> dict[str, Any]:
+        found = self.children(mapRunArn) if statusFilter == "FAILED" else []
+        return {"executions": [{"executionArn": name} for name in found[:maxResults]]}
+
+    def _tolerate(self, arn: str, event: dict[str, Any], error: Exception, distributed: bool) -> dict[str, Any] | None:
+        """What stands in the output in the place of a failed item."""
+        cause = json.dumps({"errorMessage": str(error), "errorType": type(error).__name__})
+        if not distributed:
+            return {"Error": type(error).__name__, "Cause": cause}
+        name = f"{arn}/{event['batch']['index']}"
+        told = {"status": "FAILED", "error": type(error).__name__, "cause": cause, "input": json.dumps(event)}
+        self.executions[name] = {"executionArn": name, **told}
+        self._left[name] = 0
+        return None
 
     @staticmethod
     def _fail(execution: dict[str, Any], position: int, event: dict[str, Any], error: Exception) -> None:

@@ -23,7 +23,7 @@ from peer_agent.compute.batches import one_ahead
 from peer_agent.ports import RoundGradient
 from tests.fakes.clock import FakeClock
 from tests.fakes.gradient_run import COUNTS, INCARNATION, RANK, ROUND, GradientRun, prepare
-from tests.fakes.stepfunctions import MACHINE, MemoryStepFunctions
+from tests.fakes.stepfunctions import MACHINE, MemoryStepFunctions, Worker
 from tests.fakes.store import MemoryStore
 
 #: float32 has 24 bits; sums over a few thousand terms in another order differ in the last few of them.
@@ -36,6 +36,11 @@ def worker(store: MemoryStore) -> Callable[[dict[str, Any]], dict[str, Any]]:
     env = WorkerEnv(endpoint_url=None, region="us-east-1", code_dir=None)
     made = GradientWorker(env, store=store, clock=SystemClock())
     return lambda event: made(event).to_dict()
+
+
+def only(compute: Callable[[dict[str, Any]], dict[str, Any]], batches: set[int]) -> Worker:
+    """A worker that leaves nothing of other batches, and says nothing about it."""
+    return lambda event: compute(event) if event["batch"]["index"] in batches else {}
 
 
 def on_lambda(
@@ -176,10 +181,12 @@ class TestStepFunctions:
         assert names == ["one-round-r3-p0-i0-a0", "one-round-r3-p0-i0-a1"]
 
     @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", None])
-    def test_a_local_service_that_has_forgotten_is_asked_again(self, store: MemoryStore, endpoint: str | None) -> None:
+    def test_a_local_service_that_has_forgotten_is_asked_for_the_rest(
+        self, store: MemoryStore, endpoint: str | None
+    ) -> None:
         """As MiniStack has, once it was killed and started again; on AWS it is what it says."""
         run = prepare(store, WITHOUT_NORM, machine=MACHINE)
-        client = MemoryStepFunctions(store, worker(store))
+        client = MemoryStepFunctions(store, only(worker(store), {0}))
         codes = ["ExecutionDoesNotExist", "StateMachineDoesNotExist", "StateMachineDoesNotExist"]
         describe, start = client.describe_execution, client.start_execution
 
@@ -187,6 +194,7 @@ class TestStepFunctions:
             def answer(**arguments: Any) -> dict[str, Any]:
                 if codes and codes[0] == wanted:
                     client.executions.clear()
+                    client.worker = worker(store)
                     raise ClientError({"Error": {"Code": codes.pop(0), "Message": "gone"}}, "Call")
                 return call(**arguments)
 
@@ -201,8 +209,10 @@ class TestStepFunctions:
             with pytest.raises(GradientFailed, match="ExecutionDoesNotExist"):
                 service.compute(**run.arguments())
             return
-        assert service.compute(**run.arguments()).samples == sum(COUNTS)
+        found = service.compute(**run.arguments())
+        assert (found.samples, found.executions) == (sum(COUNTS), 2)
         assert [arn.rpartition(":")[2] for arn in client.executions] == ["one-round-r3-p0-i0-a0"]
+        assert [batch["index"] for batch in client.inputs[-1]["batches"]] == [1, 2], "the first was there"
 
     @pytest.mark.parametrize(("reached", "seconds"), [(False, 5), (True, 60)])
     def test_a_machine_that_was_never_reached_is_asked_for_briefly(
@@ -261,7 +271,8 @@ class TestFailures:
             return {}
 
         with pytest.raises(
-            GradientFailed, match=r"^no gradient for batch 2 of rank 0 in round 3: .*killed \(ExitError\)$"
+            GradientFailed,
+            match=r"^no gradient for batch 2 of rank 0 in round 3: .*killed \(ExitError\); its log: .*, request 1$",
         ):
             on_lambda(run, store, MemoryStepFunctions(store, dying)).compute(**run.arguments())
 
@@ -380,7 +391,7 @@ class TestFailures:
             service.compute(**run.arguments())
         assert client.stopped == list(client.executions)
         with pytest.raises(GradientFailed, match="the peer was stopped"):
-            service.compute(**run.arguments())
+            service.compute(**{**run.arguments(), "round": ROUND + 1})
         assert len(client.executions) == 1
 
 

@@ -101,8 +101,28 @@ def test_a_sandbox_that_dies_is_told_without_a_history(store: MemoryStore) -> No
 def test_the_time_limit_names_the_setting(store: MemoryStore, client: MemoryStepFunctions) -> None:
     run = express(prepare(store, "cnn", machine=MACHINE))
     client.sync_status = "TIMED_OUT"
+    client.worker = lambda event: {}
     with pytest.raises(GradientFailed, match=r"ended after 5 minutes, their limit; set aws\.express = false"):
         service(run, store, client).compute(**run.arguments())
+
+
+def test_what_the_time_limit_cut_off_is_computed_in_another_execution(
+    store: MemoryStore, client: MemoryStepFunctions
+) -> None:
+    run, whole = express(prepare(store, "cnn", machine=MACHINE)), client.worker
+    client.sync_status = "TIMED_OUT"
+
+    def ended(event: dict[str, Any]) -> dict[str, Any]:
+        if client.sync_starts == 1:
+            client.sync_status = None
+        return whole(event) if client.sync_starts == 1 or event["batch"]["index"] == 0 else {}
+
+    client.worker = ended
+    found = service(run, store, client).compute(**run.arguments())
+    assert (found.executions, found.invocations, client.sync_starts) == (2, 3 + 2, 2)
+    assert [[batch["index"] for batch in given["batches"]] for given in client.inputs] == [[0, 1, 2], [1, 2]]
+    local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
+    assert found.gradient.tobytes() == local.gradient.tobytes()
 
 
 def test_refusals_and_lost_answers_are_told_as_for_standard_ones(
@@ -146,6 +166,6 @@ def test_the_client_waits_long_enough_and_asks_the_right_host(
     ):
         config = StepFunctionsGradientService(
             made.spec, RANK, store=store, endpoint_url=endpoint, clock=FakeClock()
-        )._client.meta.config
+        )._executions.client.meta.config
         assert config.read_timeout >= least
         assert config.inject_host_prefix is prefixed

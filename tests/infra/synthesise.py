@@ -35,6 +35,7 @@ def configurations(folder: Path) -> dict[str, Settings]:
             snap_start=True,
             express=True,
             concurrency=8,
+            tolerated_failures=0.05,
             threads=2,
             monthly_budget_usd=100.0,
             alarm_email="owner@example.com",

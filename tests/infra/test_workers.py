@@ -131,6 +131,7 @@ def test_machines_are_the_generated_definitions_for_the_peers_own_function(deplo
                 batches=None,
                 concurrency=settings.concurrency,
                 timeout_seconds=settings.timeout_seconds,
+                tolerated=settings.tolerated_failures,
             )
             assert properties.get("StateMachineType", "STANDARD") == kind
             assert properties["LoggingConfiguration"]["Level"] == ("ALL" if kind == "EXPRESS" else "ERROR")

@@ -119,7 +119,7 @@ def test_waiting_costs_less_than_a_tenth(deploy: Callable[[str, str], Deployed],
 
 def test_a_state_machine_that_does_not_exist(deploy: Callable[[str, str], Deployed], function: str) -> None:
     deployed = deploy("inline_map", function)
-    deployed.service._machine += "-gone"
+    deployed.service._executions.machine += "-gone"
     with pytest.raises(GradientFailed, match="Step Functions said StateMachineDoesNotExist"):
         deployed.service.compute(**deployed.run.arguments())
 
@@ -127,7 +127,7 @@ def test_a_state_machine_that_does_not_exist(deploy: Callable[[str, str], Deploy
 def count_questions(service: StepFunctionsGradientService) -> list[int]:
     """A list that gets the number of questions of every later execution."""
     counts: list[int] = []
-    client = service._client
+    client = service._executions.client
     start, describe = client.start_execution, client.describe_execution
 
     def started(**arguments: Any) -> Any:

@@ -21,6 +21,7 @@ from infra.local import ministack
 from infra.local.lambda_client import LambdaService
 from infra.local.processes import Child, Starting, wait_until_ready
 from lambdas.gradient_worker.gradient import Weights, gradient_frame
+from peer_agent.compute.diagnosis import CHILD_FAILED, of_children
 from statemachines import Mode
 from tests.fakes.executions import BUCKET, Executions, Executor
 from tests.fakes.gradient_round import PEER_BUCKET, PLACES, RUN_BUCKET, prepare
@@ -98,6 +99,11 @@ class TestExecutedByMiniStack(Executions):
 
     def test_a_failed_child_of_a_distributed_map_fails_the_execution(self, executor: Executor) -> None:
         assert executor.run(Mode.DISTRIBUTED_MAP, 2, {1: ("ModelError", 99)})["status"] == "FAILED"
+
+    def test_more_failures_than_tolerated_fail_a_distributed_map(self, executor: Executor) -> None:
+        done = executor.run(Mode.DISTRIBUTED_MAP, 3, {0: ("ModelError", 99), 1: ("ModelError", 99)}, 1)
+        assert (done["status"], done["error"]) == ("FAILED", CHILD_FAILED)
+        assert set(of_children(executor.sfn, done)) == {0, 1}
 
     def test_the_cause_can_be_read_from_what_ministack_passes_on(self, executor: Executor) -> None:
         done = executor.run(Mode.INLINE_MAP, 1, {0: ("ModelError", 99)})

@@ -13,7 +13,7 @@ import pytest
 from contract import errors
 from contract.errors import ConfigError, PermanentError, TransientError, UserError
 from statemachines import Mode, choose_mode, definition, render
-from statemachines.gradients import DEFINITION_LIMIT_BYTES, LIMITS, QUEUE_SECONDS
+from statemachines.gradients import CAUGHT_LIMIT, DEFINITION_LIMIT_BYTES, LIMITS, QUEUE_SECONDS
 from statemachines.retry import rules
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "statemachines"
@@ -22,8 +22,12 @@ ARN = "arn:aws:lambda:us-east-1:123456789012:function:peerless-gradient-worker"
 LONG_ARN = f"arn:aws:lambda:ap-southeast-3:123456789012:function:{'f' * 64}:{'q' * 128}"
 
 
-def made(mode: Mode, batches: int | None = 3, concurrency: int = 0, arn: str = ARN) -> dict[str, Any]:
-    return definition(mode, function_arn=arn, batches=batches, concurrency=concurrency, timeout_seconds=120)
+def made(
+    mode: Mode, batches: int | None = 3, concurrency: int = 0, arn: str = ARN, tolerated: float = 0
+) -> dict[str, Any]:
+    return definition(
+        mode, function_arn=arn, batches=batches, concurrency=concurrency, timeout_seconds=120, tolerated=tolerated
+    )
 
 
 def machines(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -53,9 +57,10 @@ def paths(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_the_definition_is_the_golden_one(mode: Mode) -> None:
-    path = GOLDEN / f"{mode}.json"
-    text = json.dumps(made(mode, concurrency=16), indent=2) + "\n"
+@pytest.mark.parametrize(("tolerated", "name"), [(0, ""), (0.05, "-tolerant")])
+def test_the_definition_is_the_golden_one(mode: Mode, tolerated: float, name: str) -> None:
+    path = GOLDEN / f"{mode}{name}.json"
+    text = json.dumps(made(mode, concurrency=16, tolerated=tolerated), indent=2) + "\n"
     if os.environ.get("PEERLESS_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -63,16 +68,18 @@ def test_the_definition_is_the_golden_one(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode) -> None:
+@pytest.mark.parametrize("tolerated", [0, 2])
+def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode, tolerated: int) -> None:
     def check(machine: dict[str, Any]) -> None:
-        assert set(machine["States"]) == {machine["StartAt"]}, "one state, so nothing is unreachable"
+        caught = {catch["Next"] for state in machine["States"].values() for catch in state.get("Catch", ())}
+        assert set(machine["States"]) == {machine["StartAt"]} | caught, "nothing is unreachable"
         for state in machine["States"].values():
             assert state["End"] is True
             assert "Next" not in state
             for inner in machines(state):
                 check(inner)
 
-    whole = made(mode)
+    whole = made(mode, tolerated=tolerated)
     check(whole)
     names = [name for name, _ in states(whole)]
     assert len(names) == len(set(names)), "names are unique in the whole machine"
@@ -80,13 +87,16 @@ def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode) -> None
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_only_fields_that_all_three_executors_know(mode: Mode) -> None:
+@pytest.mark.parametrize("tolerated", [0, 2, 0.5])
+def test_only_fields_that_all_three_executors_know(mode: Mode, tolerated: float) -> None:
+    tolerance = {"ToleratedFailureCount", "ToleratedFailurePercentage"}
     known = {
-        "Map": {"ItemsPath", "ItemReader", "ItemSelector", "ItemProcessor", "MaxConcurrency"},
+        "Map": {"ItemsPath", "ItemReader", "ItemSelector", "ItemProcessor", "MaxConcurrency"} | tolerance,
         "Parallel": {"Branches"},
-        "Task": {"Resource", "Parameters", "TimeoutSeconds", "Retry", "OutputPath"},
+        "Pass": {"OutputPath"},
+        "Task": {"Resource", "Parameters", "TimeoutSeconds", "Retry", "Catch", "OutputPath"},
     }
-    for _, state in states(made(mode, concurrency=5)):
+    for _, state in states(made(mode, concurrency=5, tolerated=tolerated)):
         assert set(state) <= known[state["Type"]] | {"Type", "ResultSelector", "End"}
 
 
@@ -169,6 +179,43 @@ def test_a_parallel_machine_needs_a_count_and_a_map_does_not() -> None:
     with pytest.raises(ConfigError, match="count of batches"):
         made(Mode.PARALLEL, None)
     assert made(Mode.INLINE_MAP, None) == made(Mode.INLINE_MAP, 3)
+
+
+@pytest.mark.parametrize(
+    ("tolerated", "expected"),
+    [
+        (0, {}),
+        (1, {"ToleratedFailureCount": 1}),
+        (12, {"ToleratedFailureCount": 12}),
+        (0.05, {"ToleratedFailurePercentage": 5.0}),
+        (0.29, {"ToleratedFailurePercentage": 29.0}),
+    ],
+)
+def test_a_distributed_map_counts_failures_itself(tolerated: float, expected: dict[str, float]) -> None:
+    state = made(Mode.DISTRIBUTED_MAP, tolerated=tolerated)["States"]["Gradients"]
+    assert {name: value for name, value in state.items() if name.startswith("Tolerated")} == expected
+    assert all(isinstance(value, float) for name, value in state.items() if name.endswith("Percentage"))
+
+
+@pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+def test_elsewhere_a_failure_becomes_the_items_output(mode: Mode) -> None:
+    tasks = [state for _, state in states(made(mode, tolerated=0.5)) if state["Type"] == "Task"]
+    for task in tasks:
+        (catch,) = task["Catch"]
+        assert (catch["ErrorEquals"], catch["ResultPath"]) == (["States.ALL"], "$.failure")
+    passing = [state for _, state in states(made(mode, tolerated=0.5)) if state["Type"] == "Pass"]
+    assert [state["OutputPath"] for state in passing] == ["$.failure"] * len(tasks)
+
+
+@pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+def test_causes_must_fit_the_output(mode: Mode) -> None:
+    assert choose_mode(mode, CAUGHT_LIMIT, 1) is mode
+    for attempt in (lambda: choose_mode(mode, CAUGHT_LIMIT + 1, 1), lambda: made(mode, CAUGHT_LIMIT + 1, tolerated=1)):
+        with pytest.raises(
+            ConfigError, match=r"with compute\.tolerated_failures takes at most 100 batches .*, not 101"
+        ):
+            attempt()
+    assert choose_mode("auto", 10_000, 0.1) is Mode.DISTRIBUTED_MAP
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -60,6 +60,8 @@ def executor(service: LambdaService, slept: list[float], monkeypatch: pytest.Mon
 
 
 class TestExecutedByMoto(Executions):
+    children_are_told = False
+
     @pytest.mark.parametrize("mode", Mode)
     @pytest.mark.parametrize("error", ["StoreUnavailable", "crash"])
     def test_what_may_work_is_tried_again_and_counted(

@@ -36,6 +36,7 @@ AWS_CLIENTS = (
     "contract/store.py",
     "infra/",
     "peerless/launch/",
+    "peer_agent/compute/executions.py",
     "peer_agent/compute/stepfunctions.py",
     "peer_agent/instance/aws.py",
 )

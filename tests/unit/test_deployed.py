@@ -109,6 +109,8 @@ def test_a_configuration_fits_what_was_deployed_for_it() -> None:
         ({"code_digest": "abc"}, {}, "other code of yours"),
         ({}, {"compute": {"memory_mb": 3_008}}, "compute.memory_mb = 1769, but the configuration says 3008"),
         ({}, {"compute": {"threads": 2}}, "compute.threads = 1"),
+        ({}, {"compute": {"tolerated_failures": 2}}, "compute.tolerated_failures = 0.0"),
+        ({"tolerated_failures": 2.0}, {"compute": {"tolerated_failures": 0.1}}, "but the configuration says 0.1"),
         ({}, {"aws": {"name": "mine", "express": True}}, "aws.express = false, but the configuration says true"),
     ],
 )

@@ -56,6 +56,11 @@ def test_a_rejection_is_told_once_per_sender_and_reason() -> None:
     ]
 
 
+def test_a_round_that_goes_on_without_some_batches_is_told() -> None:
+    failed = event("batches_failed", 2, 3, failed=2, samples=90, causes=["no gradient for batch 7: lost", "and so on"])
+    assert lines(failed) == ["peer 2: round 4: went on without 2 of its batches: no gradient for batch 7: lost"]
+
+
 def test_what_an_aggregate_lacks_is_told_once_however_many_peers_and_rounds_tell_it() -> None:
     note = "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
     told = [event("aggregated", rank, round, note=note) for round in (1, 2) for rank in (0, 1)]
