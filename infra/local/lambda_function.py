@@ -13,6 +13,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from contract.clock import Clock
@@ -33,7 +34,7 @@ class FunctionSpec:
     timeout_seconds: float
     """Time limit of one invocation."""
     memory_mb: int
-    """Told to the worker in its environment; not enforced."""
+    """A worker whose resident set is larger is killed, as on Lambda."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables on top of the service's own."""
 
@@ -51,6 +52,8 @@ class Outcome:
     """The error's name, or None for success."""
     log: bytes = b""
     """The last 4 KiB that the worker wrote meanwhile."""
+    log_path: str = ""
+    """The file to which it wrote them; empty where no worker came to it."""
 
 
 def failure(name: str, message: str) -> Outcome:
@@ -72,6 +75,10 @@ class Invocation:
 
 class Worker(Protocol):
     """What a function asks of a worker process."""
+
+    @property
+    def log_path(self) -> Path:
+        """The file that its output goes to."""
 
     def start(self) -> None:
         """Launch the process; returns at once. `Function.exited` is called when it has ended."""
@@ -190,8 +197,16 @@ class Function:
                 slot.init_error = failure("Sandbox.Timedout", f"Initialisation timed out after {seconds:.2f} seconds")
                 worker.kill()
 
-    def exited(self, worker: Worker, reason: str) -> None:
-        """A worker's process ended; `reason` as AWS words it, for example `exit status 1`."""
+    def exited(self, worker: Worker, reason: str, exceeded_mb: int | None = None) -> None:
+        """A worker's process ended; `reason` as AWS words it, for example `exit status 1`.
+
+        `exceeded_mb` is what it had taken where it was killed for its memory. Lambda would say no more than that it was
+        killed; here the error has a name of its own.
+        """
+        name = "Runtime.ExitError"
+        if exceeded_mb is not None:
+            name = "Runtime.OutOfMemory"
+            reason += f" (out of memory: it took {exceeded_mb:,} MB of {self.spec.memory_mb:,} MB)"
         with self._changed:
             slot = self._slots.pop(worker, None)
             if slot is None:
@@ -199,13 +214,13 @@ class Function:
             slot.alive = False
             if slot.current is not None:
                 message = f"RequestId: {slot.current.id} Error: Runtime exited with error: {reason}"
-                self._finish(slot, failure("Runtime.ExitError", message))
+                self._finish(slot, failure(name, message))
             if slot.served:
                 self._fill()
             elif not self._slots:
                 # All workers failed to load the same code, so everyone who waits learns of it now; the next
                 # invocation tries again.
-                outcome = slot.init_error or failure("Runtime.ExitError", f"Runtime exited with error: {reason}")
+                outcome = slot.init_error or failure(name, f"Runtime exited with error: {reason}")
                 while self._waiting:
                     self._fail(self._waiting.popleft(), outcome)
             self._changed.notify_all()
@@ -275,7 +290,8 @@ class Function:
         invocation, slot.current = slot.current, None
         assert invocation is not None
         self._counts["billed_ms"] += math.ceil((self._clock.monotonic() - invocation.started) * 1000)
-        self._fail(invocation, Outcome(outcome.body, outcome.error, slot.worker.tail()))
+        log_path = str(slot.worker.log_path)
+        self._fail(invocation, Outcome(outcome.body, outcome.error, slot.worker.tail(), log_path))
 
     def _fail(self, invocation: Invocation, outcome: Outcome) -> None:
         if outcome.error is not None:

@@ -190,13 +190,17 @@ def front(functions: Functions) -> type[Handler]:
 
 
 def short_error(outcome: Outcome) -> bytes:
-    """The error object, cut so that MiniStack passes on all of it: name first, message, no stack trace."""
+    """The error object, cut so that MiniStack passes on all of it: name, message, and in place of a stack trace the log
+    file that has it."""
     try:
         message = str(json.loads(outcome.body).get("errorMessage", ""))
     except (ValueError, AttributeError):
         message = outcome.body.decode(errors="replace")
+    # A message tells more than the way to the log, so a path that would crowd it out is left away.
+    log = {"log": outcome.log_path} if 0 < len(outcome.log_path.encode()) <= PROXY_ERROR_BYTES // 2 else {}
     while True:
-        short = json.dumps({"errorType": outcome.error, "errorMessage": message}, ensure_ascii=False).encode()
+        error = {"errorType": outcome.error, "errorMessage": message, **log}
+        short = json.dumps(error, ensure_ascii=False).encode()
         if len(short) <= PROXY_ERROR_BYTES or not message:
             return short
         over = len(short) - PROXY_ERROR_BYTES

@@ -19,6 +19,7 @@ from typing import IO
 from contract.clock import Clock
 from infra.local.lambda_function import Function
 from infra.local.lambda_http import Handler, Server
+from infra.local.memory_limit import MemoryLimit
 
 #: How long a worker may take to load its handler. AWS gives 10 s and then starts over; torch on a busy machine needs
 #: more.
@@ -32,10 +33,11 @@ class WorkerProcess:
 
     def __init__(self, function: Function, log_path: Path, clock: Clock) -> None:
         self._function = function
-        self._log_path = log_path
+        self.log_path = log_path
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
+        self._memory = MemoryLimit(function.spec.memory_mb)
         self._lock = threading.Lock()
         self._mark = 0
         self._ended = threading.Event()
@@ -54,10 +56,10 @@ class WorkerProcess:
         self._ended.wait()
 
     def mark(self) -> None:
-        self._mark = self._log_path.stat().st_size
+        self._mark = self.log_path.stat().st_size
 
     def tail(self) -> bytes:
-        with self._log_path.open("rb") as log:
+        with self.log_path.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(self._mark, end - LOG_TAIL_BYTES))
             return log.read(LOG_TAIL_BYTES)
@@ -66,11 +68,11 @@ class WorkerProcess:
         server = Server(_runtime_api(self._function, self, self._clock))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            with self._log_path.open("ab") as log:
+            with self.log_path.open("ab") as log:
                 reason = self._wait(server.address, log)
         except OSError as error:
             reason = f"the process could not be started ({error})"
-        self._function.exited(self, reason)
+        self._function.exited(self, reason, self._memory.exceeded_mb)
         self._ended.set()
         server.shutdown()
         server.server_close()
@@ -90,7 +92,9 @@ class WorkerProcess:
         limit = threading.Timer(INIT_SECONDS, self._function.init_expired, (self, INIT_SECONDS))
         limit.daemon = True
         limit.start()
+        self._memory.watch(self._process.pid)
         code = self._process.wait()
+        self._memory.stop()
         limit.cancel()
         if code < 0:
             return "signal: " + str(signal.strsignal(-code)).partition(":")[0].lower()
@@ -111,7 +115,7 @@ class WorkerProcess:
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(spec.memory_mb),
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
             "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{spec.name}",
-            "AWS_LAMBDA_LOG_STREAM_NAME": self._log_path.stem,
+            "AWS_LAMBDA_LOG_STREAM_NAME": self.log_path.stem,
             "LAMBDA_TASK_ROOT": str(ROOT),
             "_HANDLER": spec.handler,
         }

@@ -44,6 +44,13 @@ def hang(event: Any, context: Any) -> None:
     signal.pause()
 
 
+def hoard(event: Any, context: Any) -> None:
+    """Take so many megabytes, and keep them."""
+    held = b"x" * (event["mb"] * 2**20)
+    signal.pause()
+    print(len(held))
+
+
 def gate(event: Any, context: Any) -> dict[str, Any]:
     """Say in the pipe `event["in"]` that it is here, and return once something arrives through `event["out"]`."""
     Path(event["in"]).write_text(str(event["number"]))

@@ -18,6 +18,8 @@ from tests.fakes.clock import FakeClock
 class FakeWorker:
     """A worker whose process the test plays: `take` is its poll, `exit` its end."""
 
+    log_path = Path("worker.log")
+
     def __init__(self, function: Function) -> None:
         self.function = function
         self.started = threading.Event()
@@ -145,7 +147,7 @@ def test_an_answer_counts_once_and_only_for_the_current_invocation(bench: Bench)
     assert not bench.function.answer(worker, "another", b"wrong", None)
     assert worker.answer(invocation, b"right")
     assert not worker.answer(invocation, b"late")
-    assert made.result(5) == Outcome(b"right", None, b"its log")
+    assert made.result(5) == Outcome(b"right", None, b"its log", "worker.log")
 
 
 def test_a_handlers_error_is_an_outcome_and_leaves_the_worker_warm(bench: Bench) -> None:
@@ -170,6 +172,18 @@ def test_a_crash_answers_as_aws_does_and_the_worker_is_replaced(bench: Bench) ->
     bench.workers[1].answer(bench.workers[1].take(), b"fine")
     assert again.result(5).body == b"fine"
     assert bench.counters()["cold_starts"] == 2
+
+
+def test_a_worker_that_took_too_much_memory_says_how_much(bench: Bench) -> None:
+    made = bench.invoke(b"1")
+    (worker,) = bench.workers
+    invocation = worker.take()
+    bench.function.exited(worker, "signal: killed", 1_300)
+    name, message = error_of(made.result(5))
+    assert name == "Runtime.OutOfMemory"
+    assert message.endswith("error: signal: killed (out of memory: it took 1,300 MB of 128 MB)")
+    assert message.startswith(f"RequestId: {invocation.id} Error: ")
+    assert made.result(5).log_path == "worker.log"
 
 
 def test_a_time_out_answers_as_aws_does_and_kills_the_worker(make_bench: Callable[..., Bench]) -> None:

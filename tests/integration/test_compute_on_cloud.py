@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,7 +107,9 @@ def test_a_failed_batch_is_named(deploy: Callable[[str, str], Deployed], functio
     with pytest.raises(GradientFailed) as error:
         deployed.service.compute(**run.arguments())
     missing = f"s3://{bucket}/{run.batches[1].key} does not exist"
-    assert str(error.value) == f"no gradient for batch 1 of rank 0 in round 3: {missing} (ObjectMissing)"
+    told, _, log = str(error.value).partition("; its log: ")
+    assert told == f"no gradient for batch 1 of rank 0 in round 3: {missing} (ObjectMissing)"
+    assert "ObjectMissing" in Path(log).read_text(), "the worker's log has the stack trace"
 
 
 def test_waiting_costs_less_than_a_tenth(deploy: Callable[[str, str], Deployed], function: str) -> None:

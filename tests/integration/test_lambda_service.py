@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -139,6 +140,20 @@ def test_a_crash_is_an_exit_error_and_the_next_call_works(service: Service) -> N
         assert (error, answer["errorType"]) == ("Unhandled", "Runtime.ExitError")
         assert answer["errorMessage"].endswith(f" Error: Runtime exited with error: {reason}")
     assert service.control.counters("leave")["cold_starts"] == 2
+
+
+def test_more_memory_than_the_function_has_ends_the_worker(service: Service) -> None:
+    service.register("hoard", "hoard", memory_mb=128)
+    error, answer = service.invoke("hoard", {"mb": 200})
+    assert (error, answer["errorType"]) == ("Unhandled", "Runtime.OutOfMemory")
+    took = re.search(r"signal: killed \(out of memory: it took (\d+) MB of 128 MB\)$", answer["errorMessage"])
+    assert took is not None
+    assert 128 < int(took[1]) < 400
+    status, body = service.proxy("hoard", {"mb": 200})
+    found = Failure.parse("Runtime.HandlerError", json.dumps({"errorMessage": body.decode(), "errorType": "X"}))
+    assert (status, found.name) == (502, "Runtime.OutOfMemory")
+    assert Path(found.log).is_relative_to(service.folder)
+    assert Path(found.log).exists()
 
 
 def test_a_time_out_ends_the_worker(service: Service) -> None:
