@@ -23,8 +23,6 @@ from contract.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
-#: A whole number, or a share below 1.
-Tolerated = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(gt=0, lt=1, strict=True)]
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
@@ -122,7 +120,7 @@ class ComputeConfig(Section):
     """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
     """Time limit of one invocation."""
-    tolerated_failures: Tolerated = 0
+    tolerated_failures: int | float = 0
     """So many failed batches do not fail a peer's round, which then goes on with the others: a count, or a share of the
     round's batches (0.05: one in twenty). 0 tolerates none. At least one batch must succeed. Lambda workers only."""
     local_workers: Annotated[int, Field(ge=0)] = 0
@@ -131,6 +129,13 @@ class ComputeConfig(Section):
     """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum."""
     gradient_codec: Literal["none", "fp16"] = "none"
     """Codec of the per-batch gradient between worker and peer."""
+
+    @field_validator("tolerated_failures", mode="before")
+    @classmethod
+    def _count_or_share(cls, value: Any) -> Any:
+        if (type(value) is int and value >= 0) or (type(value) is float and 0 < value < 1):
+            return value
+        raise ValueError("must be a whole number of batches, or a share between 0.0 and 1.0")
 
 
 class ExchangeConfig(Section):
