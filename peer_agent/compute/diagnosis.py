@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,16 +111,26 @@ def of_children(client: Any, description: Mapping[str, Any]) -> dict[int, Failur
 
 
 def explain(
-    client: Any, description: Mapping[str, Any], items: Sequence[Item], rank: int, round: int, compute: ComputeConfig
+    client: Any,
+    description: Mapping[str, Any],
+    items: Sequence[Item],
+    rank: int,
+    round: int,
+    compute: ComputeConfig,
+    missing: Callable[[], Sequence[Item]] = tuple,
 ) -> str:
     """One sentence from `describe_execution`'s answer and, where it says too little, further questions to `client`.
 
-    `client` is None where nothing further can be asked. Raises what `client` raises.
+    `client` is None where nothing further can be asked; `missing` tells of which items there is no result, where one of
+    them is to blame. Raises what `client` raises.
     """
     failure = Failure.parse(str(description.get("error") or ""), str(description.get("cause") or ""))
     index: int | None = None
     if client is not None and not failure.message.startswith("batch "):
         index, failure = next(iter(why(client, description, items).items()), (None, failure))
+    if index is None and not failure.message.startswith("batch "):
+        left = missing()
+        index = left[0].index if len(left) == 1 else None
     where = f"rank {rank} in round {round}" if index is None else name_batch(index, rank, round)
     if not failure.name and not failure.message:
         status = str(description.get("status", "FAILED")).lower().replace("_", " ")

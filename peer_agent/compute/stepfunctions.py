@@ -220,7 +220,7 @@ class StepFunctionsGradientService:
         """
         setting = self._spec.config.compute.tolerated_failures
         if not (setting or ending.succeeded or ending.whole):
-            raise GradientFailed(self._explain(task, asked, description))
+            raise GradientFailed(self._explain(task, asked, description, results))
         missing = results.missing(asked)
         forgotten = description["status"] == FORGOTTEN
         if ending.whole and (forgotten or len(missing) < len(asked)) and effort.executions < MOST_EXECUTIONS:
@@ -250,8 +250,20 @@ class StepFunctionsGradientService:
             for index, failure in sorted(found.items())
         }
 
-    def _explain(self, task: GradientTask, asked: Sequence[BatchRef], description: Mapping[str, Any]) -> str:
-        """Why an execution failed."""
+    def _explain(
+        self,
+        task: GradientTask,
+        asked: Sequence[BatchRef],
+        description: Mapping[str, Any],
+        results: Results | None = None,
+    ) -> str:
+        """Why an execution failed; `results` are given where it was for an item's sake."""
+
+        def missing() -> Sequence[BatchRef]:
+            with contextlib.suppress(StoreUnavailable):
+                return [] if results is None else results.missing(asked)
+            return []
+
         express = self._executions.express
         if express and description["status"] == "TIMED_OUT":
             return (
@@ -262,9 +274,9 @@ class StepFunctionsGradientService:
         # Express executions have no history to be asked for.
         client, compute = None if express else self._executions.client, self._spec.config.compute
         try:
-            return diagnosis.explain(client, description, asked, self._rank, task.round, compute)
+            return diagnosis.explain(client, description, asked, self._rank, task.round, compute, missing)
         except (ClientError, BotoCoreError):  # it was asked for words, not for gradients
-            return diagnosis.explain(None, description, asked, self._rank, task.round, compute)
+            return diagnosis.explain(None, description, asked, self._rank, task.round, compute, missing)
 
     def _collect_usable(
         self, task: GradientTask, items: Sequence[BatchRef], results: Results, effort: Effort

@@ -240,6 +240,28 @@ class TestExecutionsThatFailAsAWhole:
         assert len(client.executions) == MOST_EXECUTIONS
 
 
+def test_the_batch_without_a_result_is_named_where_nothing_else_tells(
+    store: MemoryStore, workers: Workers, make: Callable[..., Made]
+) -> None:
+    """As in a local Step Functions, whose history of a map does not lead back to the item."""
+
+    class ExitError(Exception):
+        pass
+
+    run, client, computing = make()
+
+    def dying(event: dict[str, Any]) -> dict[str, Any]:
+        if event["batch"]["index"] == 2:
+            raise ExitError("Runtime exited with error: exit status 1")
+        return workers(event)
+
+    client.worker = dying
+    client.get_execution_history = lambda **_: {"events": []}  # type: ignore[method-assign]
+    told = r"^no gradient for batch 2 of rank 0 in round 3: Runtime exited with error: exit status 1 \(ExitError\)$"
+    with pytest.raises(GradientFailed, match=told):
+        computing.compute(**run.arguments())
+
+
 def test_a_first_round_looks_for_nothing(store: MemoryStore, workers: Workers, make: Callable[..., Made]) -> None:
     """A round that goes well costs no request more than it would without tolerance."""
     run, _, computing = make("distributed_map", 1)
