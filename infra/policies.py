@@ -298,6 +298,10 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
     ]
 
 
+#: What a peer may do with executions of its own: follow them, stop them, and ask why they failed.
+FOLLOW = ("DescribeExecution", "StopExecution", "GetExecutionHistory", "ListMapRuns")
+
+
 def peer_machines(state_machines: Sequence[str], executions: Sequence[str], *, express: Sequence[str]) -> list[Grant]:
     """A peer starts and follows executions of its own state machines: it can neither create nor change one.
 
@@ -312,9 +316,15 @@ def peer_machines(state_machines: Sequence[str], executions: Sequence[str], *, e
         ),
         Grant(
             sid="FollowRound",
-            actions=("states:DescribeExecution", "states:StopExecution"),
+            actions=tuple(f"states:{name}" for name in FOLLOW),
             resources=tuple(f"{execution}:*" for execution in executions),
             reason="executions of its own state machines; a peer names them by run and round",
+        ),
+        Grant(
+            sid="ExplainRound",
+            actions=("states:DescribeExecution", "states:ListExecutions"),
+            resources=tuple(f"{of}/*" for each in executions for of in (each, each.replace(":execution:", ":mapRun:"))),
+            reason="map runs of its own state machines and their children, which say why batches failed",
         ),
     ]
     if express:

@@ -135,6 +135,11 @@ def _check_machines(cloud: Cloud, role: str, rank: int) -> None:
         assert cloud.allows(role, "states:StartExecution", machine)
         assert cloud.allows(role, "states:DescribeExecution", execution)
         assert cloud.allows(role, "states:StopExecution", execution)
+        assert cloud.allows(role, "states:GetExecutionHistory", execution)
+        assert cloud.allows(role, "states:ListMapRuns", execution)
+        child, run = (machine.replace(":stateMachine:", f":{kind}:") + "/label:1" for kind in ("execution", "mapRun"))
+        assert cloud.allows(role, "states:DescribeExecution", child)
+        assert cloud.allows(role, "states:ListExecutions", run)
     assert cloud.allows(role, "states:StartSyncExecution", inline) is cloud.settings.express
     assert not cloud.allows(role, "lambda:InvokeFunction", cloud.listed(outputs.FUNCTION_ARNS)[rank])
 

@@ -144,3 +144,12 @@ def test_json_round_trip() -> None:
 
 def test_a_place_reads_as_a_url() -> None:
     assert str(Place("bucket", "a/b")) == "s3://bucket/a/b"
+
+
+def test_a_gradients_key_says_whose_it_is() -> None:
+    place = PLACES.gradient(1, 12, 3, 70)
+    assert place.key.startswith(PLACES.gradients(1, 12).key)
+    assert PLACES.parse_gradient(1, 12, place.key) == (3, 70)
+    for other in (PLACES.gradient(1, 13, 3, 70), PLACES.gradient(0, 12, 3, 70), PLACES.items(1, 12, 3)):
+        with pytest.raises(CorruptObject, match="no place of a gradient of rank 1, round 12"):
+            PLACES.parse_gradient(1, 12, other.key)
