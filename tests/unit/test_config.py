@@ -101,3 +101,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"bad.toml.*{sentence}"):
         config.from_toml(path)
+
+
+@pytest.mark.parametrize("given", [0, 1, 12, 0.05, 0.999])
+def test_tolerated_failures_are_a_count_or_a_share_and_stay_what_they_are(given: float) -> None:
+    made = RunConfig(compute={"tolerated_failures": given})  # type: ignore[arg-type]
+    again = config.from_mapping(tomllib.loads(made.to_toml()), "again").compute.tolerated_failures
+    assert (again, type(again)) == (given, type(given))
+
+
+@pytest.mark.parametrize("given", ["-1", "1.0", "2.5", "0.0", "true", '"3"'])
+def test_other_tolerated_failures_are_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.tolerated_failures.*must"):
+        config.with_overrides({}, [f"compute.tolerated_failures={given}"], "test")
