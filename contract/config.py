@@ -116,6 +116,9 @@ class ComputeConfig(Section):
     """Form of the generated definition; `auto` takes `inline_map` up to 40 batches a round, else `distributed_map`."""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """Gradient workers at once per peer's map; 0 leaves it to the service."""
+    batches_per_worker: Positive | Literal["auto"] = 1
+    """Batches per invocation, averaged where they are computed; `auto` makes invocations of about a second from what
+    earlier rounds took, so that runs with the same seed need not end with the same bits."""
     memory_mb: Annotated[int, Field(ge=128, le=10_240)] = 1_769
     """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
@@ -125,7 +128,14 @@ class ComputeConfig(Section):
     threads: Positive = 1
     """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum."""
     gradient_codec: Literal["none", "fp16"] = "none"
-    """Codec of the per-batch gradient between worker and peer."""
+    """Codec of the gradient between worker and peer."""
+
+    @field_validator("batches_per_worker", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int) and value >= 1):
+            raise ValueError("must be a whole number from 1, or auto")
+        return value
 
 
 class ExchangeConfig(Section):
@@ -277,7 +287,7 @@ class RunConfig(Section):
     epochs: Positive = 2
     """Epoch limit."""
     batch_size: Positive = 128
-    """Samples per batch, hence per Lambda invocation. The last batch of a partition holds the remainder; a single
+    """Samples per batch. The last batch of a partition holds the remainder; a single
     sample left over joins the batch before, as batch normalisation cannot train on one sample."""
     batches_per_round: Annotated[int, Field(ge=0)] = 2
     """Batches of each peer per round and update; 0 takes all (the paper: one update per epoch)."""
@@ -326,6 +336,8 @@ class RunConfig(Section):
         _known(self.data.source, BUILT_IN_SOURCES, "data.source")
         if self.data.sizes and len(self.data.sizes) != self.peers:
             raise ValueError(f"data.sizes names {len(self.data.sizes)} partitions, but peers is {self.peers}")
+        if self.compute.state_machine == "parallel" and self.compute.batches_per_worker == "auto":
+            raise ValueError("compute.state_machine = 'parallel' needs a number for compute.batches_per_worker")
         self._check_aggregation()
         self._check_membership()
         return self

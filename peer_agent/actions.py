@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -315,6 +315,9 @@ class Actions:
             )
             stage.bytes_in += gradient.bytes_in
             stage.bytes_out += gradient.bytes_out
+        if gradient.work is not None:
+            fields = {"invocations": gradient.invocations, "loss": gradient.loss, **asdict(gradient.work)}
+            self.ports.events.emit("worked", round=own.round, fields=fields)
         return gradient
 
     def evaluate(self, round: int, flat: NDArray[np.float32], buffers: Buffers) -> Evaluation:

@@ -31,6 +31,8 @@ class Warm:
         self._code_digest: str | None = None
         self._models: OrderedDict[ModelSpec, tuple[nn.Module, Layout]] = OrderedDict()
         self._weights: OrderedDict[str, Weights] = OrderedDict()
+        self.fetches = 0
+        """How often weights came from S3."""
 
     def require_code(self, digest: str) -> None:
         """Make the user's code importable, once, if it is what the run was started with. Raises CodeError."""
@@ -64,6 +66,7 @@ class Warm:
         if name in self._weights:
             self._weights.move_to_end(name)
         else:
+            self.fetches += 1
             self._weights[name] = Weights(*decode_weights(layout, self._store.get(task.weights), name))
             kept = sum(weights.nbytes for weights in self._weights.values())
             while len(self._weights) > 1 and kept > WEIGHTS_BYTES:

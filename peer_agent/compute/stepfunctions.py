@@ -1,4 +1,5 @@
-"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per batch.
+"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per share of its
+batches (peer_agent/compute/division.py).
 
 A Standard execution is started and then asked after; an Express one (`aws.express`, inline map) answers its start with
 its end, within five minutes.
@@ -24,7 +25,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
 from contract import wire
-from contract.batches import BatchRef
+from contract.ahead import one_ahead
+from contract.batches import BatchRef, Share, share_count
 from contract.clock import Clock
 from contract.codec import codec
 from contract.errors import (
@@ -35,14 +37,16 @@ from contract.errors import (
     TransientError,
     WeightsMismatch,
 )
+from contract.extensions import Measured
 from contract.keys import Place
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, work_of
 from peer_agent.compute.diagnosis import explain
+from peer_agent.compute.division import Division, lanes
 from peer_agent.compute.pace import Pace
 from peer_agent.ports import RoundGradient
 
@@ -60,6 +64,8 @@ FORGOTTEN_SECONDS, FORGOTTEN_POLL_SECONDS = 60.0, 0.2
 #: just been started again answers before its state machines are made anew, which takes a second.
 UNKNOWN_SECONDS = 5.0
 _FORGOTTEN = ("ExecutionDoesNotExist", "StateMachineDoesNotExist")
+#: Gradients up to this size are fetched while the one before is added up; larger ones would cost a model of memory.
+AHEAD_BYTES = 32 * 2**20
 #: Tries to find a name that no earlier execution has.
 ATTEMPTS = 20
 
@@ -93,6 +99,7 @@ class StepFunctionsGradientService:
         #: Whether the machine is an Express one, whose start answers with the end.
         self._express = spec.config.aws.express and self._mode == "inline_map"
         self._endpoint_url = endpoint_url
+        self._division = Division(spec.config.compute.batches_per_worker, lanes=lanes(spec, local=bool(endpoint_url)))
         self._made = client
         self._pace = Pace(AWS_POLL_SECONDS if endpoint_url is None else LOCAL_POLL_SECONDS)
         self._lock = threading.Lock()
@@ -116,20 +123,23 @@ class StepFunctionsGradientService:
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
         task = self._task(round, incarnation, weights_sha256, batches[0], seed)
+        shares = self._division.divide(batches)
         with failing_as(f"rank {self._rank} in round {round}"):
-            text, items = self._input(task, batches)
-        retries = self._execute(task, text, batches)
-        mean, bytes_in = self._collect(task, batches)
-        garbage = [self._place(task, batch) for batch in batches] + ([items] if items is not None else [])
+            text, items = self._input(task, shares)
+        retries = self._execute(task, text, shares)
+        mean, bytes_in, measured = self._collect(task, shares)
+        garbage = [self._place(task, share) for share in shares] + ([items] if items is not None else [])
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)
-        items_bytes = len(items_json(batches)) if items is not None else 0
+        items_bytes = len(items_json(shares)) if items is not None else 0
+        self._division.measured([each.step_seconds for each in measured])
         return mean.result(
             buffers,
-            invocations=len(self._branches(batches)) + retries,
+            invocations=len(self._branches(shares)) + retries,
             executions=1,
             bytes_in=bytes_in,
             bytes_out=len(text.encode()) + items_bytes,
+            work=work_of(shares, measured),
         )
 
     def close(self) -> None:
@@ -166,27 +176,28 @@ class StepFunctionsGradientService:
             code_digest=self._spec.code_digest,
         )
 
-    def _input(self, task: GradientTask, batches: Sequence[BatchRef]) -> tuple[str, Place | None]:
+    def _input(self, task: GradientTask, shares: Sequence[Share]) -> tuple[str, Place | None]:
         """The execution's input, and where its items went if they are not part of it. Raises PeerlessError."""
         common = task.common_dict()
         if self._mode != "distributed_map":
-            return inline_input(common, self._branches(batches)), None
+            return inline_input(common, self._branches(shares)), None
         items = self._spec.places.items(self._rank, task.round, task.incarnation)
-        self._store.put(items, items_json(batches))
+        self._store.put(items, items_json(shares))
         return distributed_input(common, items), items
 
-    def _branches(self, batches: Sequence[BatchRef]) -> Sequence[BatchRef]:
-        """What the execution computes: in `parallel` as many batches as the definition has branches.
+    def _branches(self, shares: Sequence[Share]) -> Sequence[Share]:
+        """What the execution computes: in `parallel` as many shares as the definition has branches.
 
-        A round at the end of a pass may have fewer; its last batch is then computed again, to the same bytes.
+        A round at the end of a pass may have fewer; its last share is then computed again, to the same gradient.
         """
-        if self._mode != "parallel":
-            return batches
+        per_worker = self._spec.config.compute.batches_per_worker
+        if self._mode != "parallel" or not isinstance(per_worker, int):
+            return shares
         per_round = self._spec.config.batches_per_round or self._spec.batches[self._rank]
-        branches = min(per_round, self._spec.batches[self._rank])
-        return [*batches, *[batches[-1]] * (branches - len(batches))]
+        branches = share_count(min(per_round, self._spec.batches[self._rank]), per_worker)
+        return [*shares, *[shares[-1]] * (branches - len(shares))]
 
-    def _execute(self, task: GradientTask, text: str, batches: Sequence[BatchRef]) -> int:
+    def _execute(self, task: GradientTask, text: str, batches: Sequence[Share]) -> int:
         """Run one execution to its end; how many invocations were retried. Raises GradientFailed, TransientError."""
         try:
             if self._express:
@@ -196,7 +207,8 @@ class StepFunctionsGradientService:
             if description["status"] != "SUCCEEDED":
                 # Express executions have no history to be asked for.
                 asked = None if self._express else self._client
-                raise GradientFailed(explain(asked, description, batches, self._rank, task.round))
+                first = [share.batches[0] for share in batches]
+                raise GradientFailed(explain(asked, description, first, self._rank, task.round))
         except ClientError as error:
             answer = error.response.get("Error", {})
             raise GradientFailed(
@@ -286,25 +298,30 @@ class StepFunctionsGradientService:
                 return description
         raise AssertionError("waits() does not end")
 
-    def _collect(self, task: GradientTask, batches: Sequence[BatchRef]) -> tuple[BatchMean, int]:
-        """Read the batches' gradients one after another and add them up; the mean and the bytes read."""
-        mean = BatchMean(self._layout, batches)
-        bytes_in = 0
+    def _collect(self, task: GradientTask, shares: Sequence[Share]) -> tuple[BatchMean, int, list[Measured]]:
+        """Read the shares' gradients one after another and add them up; the mean, the bytes read, and what the workers
+        measured."""
+        mean = BatchMean(self._layout, shares)
+        bytes_in, measured = 0, []
 
-        def fetch(batch: BatchRef) -> bytes:
-            with failing_as(name_batch(batch.index, self._rank, task.round)):
-                return self._store.get(self._place(task, batch))
+        def fetch(share: Share) -> bytes:
+            with failing_as(name_batch(share.index, self._rank, task.round)):
+                return self._store.get(self._place(task, share))
 
-        for batch, blob in one_ahead(fetch, batches):
+        ahead = codec(task.codec).encoded_bytes(self._layout.elements) <= AHEAD_BYTES
+        for share, blob in one_ahead(fetch, shares, ahead=ahead):
             bytes_in += len(blob)
-            with failing_as(name_batch(batch.index, self._rank, task.round)):
-                frame = self._check(task, batch, blob)
+            with failing_as(name_batch(share.index, self._rank, task.round)):
+                frame = self._check(task, share, blob)
                 header = frame.header
                 added = unpack_buffers(self._layout, frame.buffers)
                 mean.add(frame.payload, codec(header.codec), added, header.samples, header.loss or 0.0)
-        return mean, bytes_in
+                if header.measured is not None:
+                    measured.append(header.measured)
+            del frame, blob  # before the next one is fetched
+        return mean, bytes_in, measured
 
-    def _check(self, task: GradientTask, batch: BatchRef, blob: bytes) -> wire.Frame:
+    def _check(self, task: GradientTask, batch: Share, blob: bytes) -> wire.Frame:
         """The frame, if it is the gradient that was asked for. Raises CorruptObject, WeightsMismatch."""
         frame = wire.decode(
             blob, expected_elements=self._layout.elements, expected_buffers_bytes=self._layout.buffers_bytes
@@ -322,7 +339,7 @@ class StepFunctionsGradientService:
             raise CorruptObject(f"{self._place(task, batch)} holds {found}, asked was for {asked}")
         return frame
 
-    def _place(self, task: GradientTask, batch: BatchRef) -> Place:
+    def _place(self, task: GradientTask, batch: Share) -> Place:
         return self._spec.places.gradient(self._rank, task.round, task.incarnation, batch.index)
 
     @property

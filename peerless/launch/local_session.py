@@ -36,7 +36,7 @@ from peerless.launch.memory import MemoryMeter
 from peerless.launch.parts import Parts
 from peerless.launch.resources import DeployedResources, LocalResources, Resources, one_run_at_a_time
 from peerless.launch.run_folder import LOCAL_FOLDER, RunFolder
-from peerless.launch.workload import batches_per_round
+from peerless.launch.workload import invocations_per_round
 from peerless.report.progress import Observer
 
 TestBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -83,14 +83,14 @@ class Session:
 
     def make_resources(self, batches: tuple[int, ...]) -> tuple[str, ...]:
         """Buckets, workers and state machines; the machines' ARNs by rank. `batches` are those of the partitions."""
-        counts = batches_per_round(self._config, batches)
+        counts = invocations_per_round(self._config, batches)
         return self._desk.resources.provide(self._config, counts, self._environment(), self._workers())
 
     def bring(self, guests: Sequence[Joined]) -> None:
         """State machines for those who had joined an earlier part of the run."""
         for guest in guests:
             if guest.state_machine:
-                (count,) = batches_per_round(self._config, (guest.batches,))
+                (count,) = invocations_per_round(self._config, (guest.batches,))
                 self._desk.resources.add(self._config, guest.state_machine.rpartition(":")[2], count)
 
     def ready(self, spec: RunSpec) -> None:

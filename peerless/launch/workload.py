@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from contract import models, tensors
+from contract.batches import share_count
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
 from contract.modelspec import ModelSpec
@@ -52,6 +53,13 @@ class Workload:
 def batches_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
     """The most batches of one round, by rank."""
     return tuple(min(count, config.batches_per_round or count) for count in batches)
+
+
+def invocations_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The most invocations of one round, by rank."""
+    per_worker = config.compute.batches_per_worker
+    most = per_worker if isinstance(per_worker, int) else 1
+    return tuple(share_count(count, most) for count in batches_per_round(config, batches))
 
 
 def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
