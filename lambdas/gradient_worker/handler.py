@@ -29,7 +29,7 @@ class GradientWorker:
     def __init__(self, env: WorkerEnv, store: ObjectStore | None = None, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._store = store or S3Store(region=env.region, endpoint_url=env.endpoint_url)
-        self._warm = Warm(self._store, env.code_dir)
+        self._warm = Warm(self._store, env.code_dir, env.shared_dir)
         self._cold = True
 
     def __call__(self, event: Mapping[str, Any]) -> GradientAnswer:
