@@ -28,6 +28,7 @@ IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
+BUILT_IN_LOSSES = ("cross_entropy", "nll", "mse", "bce")
 BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
 
 
@@ -299,8 +300,10 @@ class RunConfig(Section):
     """Keyword arguments for the model, on top of `classes`, `channels` and `image_size`, which the data give."""
     init_from: str = ""
     """A safetensors file with the initial weights; empty initialises from `seed`."""
-    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
-    """Loss, averaged over the samples of a batch: `cross_entropy` of logits, `nll` of log-probabilities."""
+    loss: str = "cross_entropy"
+    """Loss, averaged over the samples of a batch: `cross_entropy` of logits, `nll` of log-probabilities, `mse` (squared
+    error) of numbers, `bce` (binary cross entropy) of one logit per label, or `package.module:callable` of outputs and
+    targets."""
     data: DataConfig = DataConfig()
     """Data."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -330,6 +333,11 @@ class RunConfig(Section):
     @classmethod
     def _known_model(cls, value: str) -> str:
         return _known(value, BUILT_IN_MODELS, "model")
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return _known(value, BUILT_IN_LOSSES, "loss")
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -13,6 +13,7 @@ from contract.batches import share_count
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
 from contract.modelspec import ModelSpec
+from contract.objective import loss_function
 from peerless import data
 from statemachines import choose_mode
 
@@ -34,6 +35,7 @@ class Workload:
                 f"loss is nll, which takes log-probabilities, but the model {config.model} gives logits: "
                 "use cross_entropy"
             )
+        loss_function(config.loss)  # an own one is imported now, and not first by a worker
         prepared = data.prepare(config, data.load(config.data, log=log) if dataset is None else dataset)
         spec = prepared.model_spec(config)
         model = models.initial_weights(spec, config.seed)
