@@ -26,6 +26,10 @@ Seconds = Annotated[float, Field(gt=0)]
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
+#: Memory in MB for which a Lambda function gets one vCPU
+#: (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html).
+MB_PER_VCPU = 1_769
+
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
 BUILT_IN_LOSSES = ("cross_entropy", "nll", "mse", "bce")
@@ -125,11 +129,23 @@ class ComputeConfig(Section):
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
     """Time limit of one invocation."""
     local_workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes of the local Lambda service; 0 means one per core."""
+    """Worker processes of the local Lambda service; 0 means as many as have `threads` cores each."""
     threads: Positive = 1
-    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum."""
+    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum. 0 is replaced
+    by one per vCPU that `memory_mb` buys on Lambda (1,769 MB each)."""
+    channels_last: bool = False
+    """Images with their channels last in memory where gradients are computed: faster for some convolutional models, and
+    other last bits."""
     gradient_codec: Literal["none", "fp16"] = "none"
     """Codec of the gradient between worker and peer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threads_of_memory(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or type(values.get("threads")) is not int or values["threads"]:
+            return values
+        memory_mb = values.get("memory_mb", MB_PER_VCPU)
+        return {**values, "threads": max(1, memory_mb // MB_PER_VCPU) if isinstance(memory_mb, int) else 1}
 
     @field_validator("batches_per_worker", mode="before")
     @classmethod
@@ -137,6 +153,11 @@ class ComputeConfig(Section):
         if value != "auto" and not (isinstance(value, int) and value >= 1):
             raise ValueError("must be a whole number from 1, or auto")
         return value
+
+
+def local_workers(compute: ComputeConfig, cores: int) -> int:
+    """Worker processes of a local Lambda service on a machine of so many cores."""
+    return compute.local_workers or max(1, cores // compute.threads)
 
 
 class ExchangeConfig(Section):

@@ -22,6 +22,14 @@ from contract.tensors import Buffers, Layout, load, not_finite, read_buffers
 ADVICE = "a smaller optimizer.lr or standardised data may help"
 
 
+def arranged(x: Tensor, channels_last: bool) -> Tensor:
+    """Images (N, C, H, W) with their channels last in memory, where that is wanted; anything else as it is.
+
+    The model needs the same: `model.to(memory_format=torch.channels_last)`.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.ndim == 4 else x
+
+
 @dataclass(frozen=True)
 class BatchGradient:
     """What one batch contributes, or several that are averaged already."""

@@ -59,6 +59,8 @@ class GradientTask:
     """Seed of the round; each batch derives its own from it."""
     threads: int
     """torch threads, pinned because their number changes the bits of a sum."""
+    channels_last: bool = False
+    """Whether images have their channels last in memory, which changes the bits of a sum, too."""
     code_digest: str = ""
     """Digest of the user's own code; empty where there is none."""
     batch: BatchRef

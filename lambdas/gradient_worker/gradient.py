@@ -15,10 +15,10 @@ from contract.clock import Clock
 from contract.codec import codec
 from contract.errors import CorruptObject, PeerlessError
 from contract.extensions import Measured, measured_extension
-from contract.gradients import GradientMean
+from contract.gradients import GradientMean, arranged
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, pack_buffers
-from contract.wire import FrameHeader, Kind, decode_header, encode
+from contract.wire import Blob, FrameHeader, Kind, decode_header, encode
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def gradient_frame(
                 where = task.place_of(batch)
                 raise CorruptObject(f"{where} holds {len(y)} samples, but the manifest says {batch.samples}")
             begun = clock.monotonic()
-            mean.add(x, y, seed=task.seed_of(batch))
+            mean.add(arranged(x, task.channels_last), y, seed=task.seed_of(batch))
             seconds += clock.monotonic() - begun
     made = mean.result()
     measured = Measured(
@@ -109,6 +109,12 @@ def gradient_frame(
             elements=layout.elements,
             extensions=(measured_extension(measured),),
         )
-        payload = codec(task.codec).encode(made.gradient, task.batch_seed)
-        frame = encode(header, payload, pack_buffers(layout, made.buffers))
+        frame = encode(header, _payload(task, made.gradient), pack_buffers(layout, made.buffers))
     return Result(frame, decode_header(frame).digest, made.samples, made.loss, measured)
+
+
+def _payload(task: GradientTask, gradient: NDArray[np.float32]) -> Blob:
+    """The encoded gradient (n,), which is finite; with codec none a view, because the frame is a copy as it is."""
+    if task.codec == "none":
+        return np.ascontiguousarray(gradient, "<f4").data.cast("B")
+    return codec(task.codec).encode(gradient, task.batch_seed)

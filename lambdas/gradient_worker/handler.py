@@ -58,7 +58,7 @@ class GradientWorker:
         fetches = self._warm.fetches
         with naming(task, task.batch):
             self._warm.require_code(task.code_digest)
-            model, layout = self._warm.model(task.model)
+            model, layout = self._warm.model(task.model, task.channels_last)
             weights = self._warm.weights(task, layout)
 
         def fetch(batch: BatchRef) -> bytes:

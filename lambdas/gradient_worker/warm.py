@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from contract.code import code_digest
@@ -31,7 +32,7 @@ class Warm:
         self._shared = SharedFiles(shared_dir) if shared_dir is not None else None
         self._code_dir = code_dir
         self._code_digest: str | None = None
-        self._models: OrderedDict[ModelSpec, tuple[nn.Module, Layout]] = OrderedDict()
+        self._models: OrderedDict[tuple[ModelSpec, bool], tuple[nn.Module, Layout]] = OrderedDict()
         self._weights: OrderedDict[str, Weights] = OrderedDict()
         self.fetches = 0
         """How often weights came from S3."""
@@ -48,16 +49,19 @@ class Warm:
                 f"{_short(digest)}; deploy the code again, or start a new run"
             )
 
-    def model(self, spec: ModelSpec) -> tuple[nn.Module, Layout]:
-        """The model of `spec`; its values are whatever the last invocation left. Raises ModelError."""
-        if spec in self._models:
-            self._models.move_to_end(spec)
+    def model(self, spec: ModelSpec, channels_last: bool) -> tuple[nn.Module, Layout]:
+        """The model of `spec`, arranged so; its values are whatever the last invocation left. Raises ModelError."""
+        key = spec, channels_last
+        if key in self._models:
+            self._models.move_to_end(key)
         else:
             model = build(spec)
-            self._models[spec] = model, Layout.of(model)
+            if channels_last:
+                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._models[key] = model, Layout.of(model)
             if len(self._models) > MODELS:
                 self._models.popitem(last=False)
-        return self._models[spec]
+        return self._models[key]
 
     def weights(self, task: GradientTask, layout: Layout) -> Weights:
         """The weights that the task names, fetched once per process and version, and checked against their hash.

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from contract.batches import BatchRef, Share, divide, share_count
+from contract.config import local_workers
 from contract.runspec import RunSpec
 
 #: What an invocation should compute for at least, in seconds.
@@ -63,11 +64,10 @@ class Division:
 def lanes(spec: RunSpec, *, local: bool) -> int | None:
     """How many invocations of one peer can run at once; None where the service alone limits it.
 
-    A `local` Lambda service has some processes, one per core unless the configuration says more, for all peers
-    together.
+    A `local` Lambda service has some processes for all peers together.
     """
     compute = spec.config.compute
     limits = [compute.concurrency] if compute.concurrency else []
     if local:
-        limits.append(max(1, (compute.local_workers or os.cpu_count() or 1) // len(spec.batches)))
+        limits.append(max(1, local_workers(compute, os.cpu_count() or 1) // len(spec.batches)))
     return min(limits, default=None)

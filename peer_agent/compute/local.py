@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from contract.ahead import one_ahead
 from contract.batches import BatchRef, decode_batch, divide, share_count
 from contract.codec import codec
 from contract.errors import CorruptObject, PermanentError
-from contract.gradients import GradientMean
+from contract.gradients import GradientMean, arranged
 from contract.keys import Place
 from contract.models import build
 from contract.runspec import RunSpec
@@ -34,6 +35,9 @@ class LocalGradientService:
         """Raises ModelError when the model cannot be built."""
         self._spec, self._rank, self._store = spec, rank, store
         self._model = build(spec.model)
+        self._channels_last = spec.config.compute.channels_last
+        if self._channels_last:
+            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._layout = Layout.of(self._model)
         per_worker = spec.config.compute.batches_per_worker
         # Batches are added up in the same groups as by workers; `auto` has none to start.
@@ -82,7 +86,7 @@ class LocalGradientService:
         x, y = decode_batch(blob, batch.sha256)
         if len(y) != batch.samples:
             raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
-        part.add(x, y, seed=gradient_seed(seed, batch.index))
+        part.add(arranged(x, self._channels_last), y, seed=gradient_seed(seed, batch.index))
 
     def _fetch(self, batch: BatchRef) -> bytes:
         places = self._spec.places

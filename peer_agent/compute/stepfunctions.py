@@ -172,6 +172,7 @@ class StepFunctionsGradientService:
             codec=config.compute.gradient_codec,
             seed=seed,
             threads=config.compute.threads,
+            channels_last=config.compute.channels_last,
             batch=batch,
             code_digest=self._spec.code_digest,
         )

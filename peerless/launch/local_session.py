@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from contract.clock import Clock
-from contract.config import RunConfig
+from contract.config import RunConfig, local_workers
 from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
 from contract.joining import Joined, joined_ranks
@@ -207,7 +207,7 @@ class Session:
         return own_environment(self._config, self._desk.folder, self._desk.code_digest)
 
     def _workers(self) -> int:
-        return self._config.compute.local_workers or _cores()
+        return local_workers(self._config.compute, _cores())
 
 
 def start_peer(stack: ExitStack, folder: RunFolder, places: Places, rank: int, environment: dict[str, str]) -> Child:

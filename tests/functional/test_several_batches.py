@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,8 @@ from contract.gradients import GradientMean
 from contract.keys import Place
 from contract.modelspec import ModelSpec
 from contract.tasks import GradientTask
-from contract.tensors import read_buffers, unpack_buffers
+from contract.tensors import flatten, read_buffers, unpack_buffers
+from lambdas.gradient_worker.gradient import Weights, gradient_frame
 from lambdas.gradient_worker.handler import GradientWorker
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService
 from tests.fakes import gradient_run
@@ -163,10 +165,12 @@ def workers(store: MemoryStore) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda event: made(event).to_dict()
 
 
-def services(store: MemoryStore, mode: str, per_worker: int | str, **compute: Any) -> tuple[Any, Any, Any]:
+def services(
+    store: MemoryStore, mode: str, per_worker: int | str, model: str = "mobilenet_v3_small", **compute: Any
+) -> tuple[Any, Any, Any]:
     """A run, its execution's client, and the gradients of both services."""
     settings = {"state_machine": mode, "batches_per_worker": per_worker, **compute}
-    run = gradient_run.prepare(store, "mobilenet_v3_small", machine=MACHINE, **settings)
+    run = gradient_run.prepare(store, model, machine=MACHINE, **settings)
     client = MemoryStepFunctions(store, workers(store))
     found = on_lambda(run, store, client).compute(**run.arguments())
     local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
@@ -222,6 +226,35 @@ def test_what_the_workers_measured_comes_home(store: MemoryStore) -> None:
     assert found.work.step_seconds > 0
     assert found.work.peak_bytes > 50 * 2**20
     assert local.work is None
+
+
+def test_channels_last_gives_the_same_gradient_but_for_rounding(store: MemoryStore) -> None:
+    _, _, (plain, _) = services(store, "inline_map", 2, model="cnn")
+    _, client, (found, local) = services(store, "inline_map", 2, model="cnn", channels_last=True)
+    assert client.inputs[0]["common"]["channels_last"] is True
+    assert found.gradient.tobytes() == local.gradient.tobytes()
+    apart = np.linalg.norm(found.gradient - plain.gradient) / np.linalg.norm(plain.gradient)
+    assert 0 < apart < 1e-5, "other kernels round otherwise, within what exactness allows"
+
+
+def test_a_worker_holds_one_gradient_and_one_frame(store: MemoryStore) -> None:
+    """NumPy's memory and bytes; torch's own (weights, activations, the backward pass) is not traced."""
+    made = prepare(store, replace(PLAIN, options={"hidden": 20_000}))
+    size = 4 * made.layout.elements
+    task = together(made)
+    weights = Weights(flatten(made.model, made.layout), read_buffers(made.model, made.layout))
+    blobs = [(batch, store.get_range(task.place_of(batch), batch.offset, batch.length or 0)) for batch in task.batches]
+    tracemalloc.start(1)
+    try:
+        result = gradient_frame(
+            task, made.model, made.layout, weights, blobs,
+            clock=FakeClock(), peak_bytes=lambda: 0, cold_start=False, weights_fetched=False,
+        )  # fmt: skip
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(result.frame) > size
+    assert 2 * size < peak < 2.2 * size
 
 
 def test_auto_begins_with_a_batch_each_and_then_gives_a_second_of_work(

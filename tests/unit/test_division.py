@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.batches import BatchRef, Share, divide, share_count
-from contract.config import with_overrides
+from contract.config import RunConfig, local_workers, with_overrides
 from contract.errors import ConfigError
 from peer_agent.compute.division import MOST_BATCHES, ROUNDS, Division, lanes
 from peerless.launch.workload import invocations_per_round
@@ -83,6 +84,35 @@ def test_a_fixed_number_does_not_follow_anything() -> None:
     division = Division(4, lanes=2)
     division.measured([0.001])
     assert sizes(division.divide(batches(9))) == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads", "workers"),
+    [
+        ({}, 1, 8),
+        ({"threads": 0}, 1, 8),  # 1,769 MB
+        ({"threads": 0, "memory_mb": 3_537}, 1, 8),
+        ({"threads": 0, "memory_mb": 3_538}, 2, 4),
+        ({"threads": 0, "memory_mb": 10_240}, 5, 1),
+        ({"threads": 0, "memory_mb": 512}, 1, 8),
+        ({"threads": 3, "memory_mb": 10_240}, 3, 2),
+        ({"threads": 16}, 16, 1),
+        ({"threads": 2, "local_workers": 5}, 2, 5),
+    ],
+)
+def test_threads_follow_from_memory_and_local_workers_from_threads(
+    settings: dict[str, Any], threads: int, workers: int
+) -> None:
+    compute = RunConfig.model_validate({"compute": settings}).compute
+    assert compute.threads == threads
+    assert local_workers(compute, cores=8) == workers
+    assert RunConfig.model_validate(tomllib.loads(RunConfig(compute=compute).to_toml())).compute == compute
+
+
+@pytest.mark.parametrize("threads", ["-1", "false", "many"])
+def test_a_number_of_threads_that_cannot_be_is_refused(threads: str) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.threads"):
+        with_overrides({}, [f"compute.threads={threads}"], "configuration")
 
 
 @pytest.mark.parametrize(
