@@ -7,9 +7,10 @@ import sys
 
 #: Name of a benchmark -> what it measures. Each is a module here with `run() -> list[Figure]`.
 BENCHMARKS = {
-    "round": "seconds per round by stage, and a round against bare torch doing the same batches on the same cores",
+    "round": "seconds per round by stage, and rounds against bare torch doing the same batches on the same cores",
     "demo": "the demo's accuracy, seconds, memory and compression, against what they must be",
     "accuracy": "what compression costs the demo in accuracy, with and without error feedback, at equal rounds",
+    "exactness": "gradients by workers against a plain torch loop, and accuracy with BatchNorm against one process",
     "exchange": "averaging 25 MB among four peers, commit and barrier included, against gloo; also on slow links",
     "recovery": "a peer killed at 25 MB: the longest round of the others, beyond the time until it is dropped",
     "scale": "bytes per peer under reduce_scatter, and control messages of up to 1,000 simulated peers",

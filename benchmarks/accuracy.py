@@ -18,8 +18,8 @@ from pathlib import Path
 from rich.console import Console
 
 import peerless
+from benchmarks.comparison import UnequalWorkError
 from benchmarks.reporting import Figure
-from benchmarks.round import UnequalWorkError
 from peerless.report.progress import Lines
 
 CONFIG = Path(__file__).parents[1] / "examples" / "mnist.toml"

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.comparison import UnequalWorkError
 from benchmarks.reporting import Figure
-from benchmarks.round import UnequalWorkError
 from contract import wire
 from contract.clock import SystemClock
 from contract.codec import codec

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import torch_qsgd
+from benchmarks.comparison import UnequalWorkError
 from benchmarks.gradient import kurtosis, tiled, vgg11_gradient
 from benchmarks.reporting import Figure
-from benchmarks.round import UnequalWorkError
 from contract.clock import SystemClock
 
 F32 = NDArray[np.float32]

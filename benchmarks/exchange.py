@@ -41,10 +41,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import links
+from benchmarks.comparison import UnequalWorkError
 from benchmarks.crew import ELEMENTS, ROOT, Crew, Prefix, configuration, environment, finish
 from benchmarks.meeting import Meeting
 from benchmarks.reporting import Figure
-from benchmarks.round import UnequalWorkError
 from benchmarks.vectors import exact_mean, relative_error
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child

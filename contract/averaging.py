@@ -62,8 +62,45 @@ class SampleCount:
             raise CorruptObject(f"the contributions hold {self._held} samples, but {self.total} were announced")
 
 
+class BufferMean:
+    """Sample-weighted mean of buffers; holds three arrays of each one's size."""
+
+    def __init__(self, layout: Layout, total_samples: int) -> None:
+        """`total_samples` is S, the sum over all that is to come."""
+        self._layout, self._total = layout, total_samples
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._lowest: Buffers = {}
+        self._highest: Buffers = {}
+
+    def add(self, buffers: Buffers, samples: int) -> None:
+        """Add the buffers of one contribution. Raises WeightsMismatch for those of another layout."""
+        check_values(self._layout, None, buffers)
+        for name, value in buffers.items():
+            if name not in self._lowest:
+                self._lowest[name], self._highest[name] = value.copy(), value.copy()
+                if is_float(value):
+                    self._sums[name] = value.astype(np.float64) * samples
+                continue
+            np.minimum(self._lowest[name], value, out=self._lowest[name])
+            np.maximum(self._highest[name], value, out=self._highest[name])
+            if is_float(value):
+                self._sums[name] += value.astype(np.float64) * samples
+
+    def result(self, base_buffers: Buffers) -> Buffers:
+        """The mean, see `WeightedMean.result`. Raises WeightsMismatch for a base of another layout."""
+        check_values(self._layout, None, base_buffers)
+        return {entry.name: self._buffer(entry.name, base_buffers[entry.name]) for entry in self._layout.buffers}
+
+    def _buffer(self, name: str, base: NDArray[Any]) -> NDArray[Any]:
+        lowest, highest = self._lowest[name], self._highest[name]
+        if is_float(base):
+            mean = (self._sums[name] / self._total).astype(base.dtype)
+            return np.where(lowest == highest, lowest, mean)
+        return advanced(base, (lowest != base) | (highest != base))
+
+
 class WeightedMean:
-    """Adds contributions in the order given; holds one gradient and, per buffer, three arrays of its size.
+    """Adds contributions in the order given; holds one gradient and a BufferMean.
 
     Small payloads wait for each other, up to half a gradient's bytes of them: a pass over the gradient costs more than
     several of them do. What waits must not change before `result`.
@@ -79,9 +116,7 @@ class WeightedMean:
         self._gradient = np.zeros(layout.elements, np.float32)
         self._waiting: list[tuple[bytes | memoryview, float]] = []
         self._codec: GradientCodec | None = None  # of what waits
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._lowest: Buffers = {}
-        self._highest: Buffers = {}
+        self._buffers = BufferMean(layout, total_samples)
 
     def add(
         self,
@@ -101,8 +136,7 @@ class WeightedMean:
         self._count.take(samples)
         check_values(self._layout, None, buffers)
         self._add_gradient(gradient_payload, codec, samples / self._total * scale)
-        for name, value in buffers.items():
-            self._add_buffer(name, value, samples)
+        self._buffers.add(buffers, samples)
 
     def _add_gradient(self, payload: bytes | memoryview, codec: GradientCodec, weight: float) -> None:
         room = self._gradient.nbytes // 2
@@ -124,17 +158,6 @@ class WeightedMean:
             self._codec.accumulate_many(payloads, self._gradient, weights)
         self._waiting = []
 
-    def _add_buffer(self, name: str, value: NDArray[Any], samples: int) -> None:
-        if name not in self._lowest:
-            self._lowest[name], self._highest[name] = value.copy(), value.copy()
-            if is_float(value):
-                self._sums[name] = value.astype(np.float64) * samples
-            return
-        np.minimum(self._lowest[name], value, out=self._lowest[name])
-        np.maximum(self._highest[name], value, out=self._highest[name])
-        if is_float(value):
-            self._sums[name] += value.astype(np.float64) * samples
-
     def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]:
         """The mean gradient (n,), float32, and the buffers for the next weights.
 
@@ -146,15 +169,7 @@ class WeightedMean:
         self._count.check_complete()
         check_values(self._layout, None, base_buffers)
         self._add_waiting()
-        buffers = {entry.name: self._buffer(entry.name, base_buffers[entry.name]) for entry in self._layout.buffers}
-        return self._gradient, buffers
-
-    def _buffer(self, name: str, base: NDArray[Any]) -> NDArray[Any]:
-        lowest, highest = self._lowest[name], self._highest[name]
-        if is_float(base):
-            mean = (self._sums[name] / self._total).astype(base.dtype)
-            return np.where(lowest == highest, lowest, mean)
-        return advanced(base, (lowest != base) | (highest != base))
+        return self._gradient, self._buffers.result(base_buffers)
 
 
 def advanced(base: NDArray[Any], changed: NDArray[np.bool_]) -> NDArray[Any]:

@@ -7,7 +7,9 @@ use other shapes, with the samples first.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import safetensors.torch
@@ -49,6 +51,48 @@ class BatchRef:
     def from_dict(cls, value: object) -> BatchRef:
         """Inverse of `to_dict`. Raises CorruptObject."""
         return jsonform.from_dict(cls, value, "batch")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches that one invocation computes, in the order of the round; named by the first. Raises ValueError for
+    none."""
+
+    batches: tuple[BatchRef, ...]
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise ValueError("an invocation computes at least one batch")
+
+    @property
+    def index(self) -> int:
+        """Index of the first batch."""
+        return self.batches[0].index
+
+    @property
+    def samples(self) -> int:
+        """Samples of all batches."""
+        return sum(batch.samples for batch in self.batches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """One item of a state machine's map: the first batch, and under `more` the others, where there are any."""
+        first, *others = (batch.to_dict() for batch in self.batches)
+        return {**first, "more": others} if others else first
+
+
+def share_count(batches: int, per_worker: int) -> int:
+    """How many invocations `batches` batches take, at most `per_worker` each."""
+    return -(-batches // per_worker)
+
+
+def divide(batches: Sequence[BatchRef], count: int) -> tuple[Share, ...]:
+    """`count` shares of consecutive batches whose sizes differ by one at most, larger ones first.
+
+    Raises ValueError for more shares than batches.
+    """
+    size, larger = divmod(len(batches), count)
+    starts = [rank * size + min(rank, larger) for rank in range(count + 1)]
+    return tuple(Share(tuple(batches[start:end])) for start, end in pairwise(starts))
 
 
 @dataclass(frozen=True, kw_only=True)

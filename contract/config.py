@@ -26,8 +26,13 @@ Seconds = Annotated[float, Field(gt=0)]
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
+#: Memory in MB for which a Lambda function gets one vCPU
+#: (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html).
+MB_PER_VCPU = 1_769
+
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
+BUILT_IN_LOSSES = ("cross_entropy", "nll", "mse", "bce")
 BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
 
 
@@ -116,6 +121,9 @@ class ComputeConfig(Section):
     """Form of the generated definition; `auto` takes `inline_map` up to 40 batches a round, else `distributed_map`."""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """Gradient workers at once per peer's map; 0 leaves it to the service."""
+    batches_per_worker: Positive | Literal["auto"] = 1
+    """Batches per invocation, averaged where they are computed; `auto` makes invocations of about a second from what
+    earlier rounds took, so that runs with the same seed need not end with the same bits."""
     memory_mb: Annotated[int, Field(ge=128, le=10_240)] = 1_769
     """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
@@ -124,11 +132,15 @@ class ComputeConfig(Section):
     """So many failed batches do not fail a peer's round, which then goes on with the others: a count, or a share of the
     round's batches (0.05: one in twenty). 0 tolerates none. At least one batch must succeed. Lambda workers only."""
     local_workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes of the local Lambda service; 0 means one per core."""
+    """Worker processes of the local Lambda service; 0 means as many as have `threads` cores each."""
     threads: Positive = 1
-    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum."""
+    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum. 0 is replaced
+    by one per vCPU that `memory_mb` buys on Lambda (1,769 MB each)."""
+    channels_last: bool = False
+    """Images with their channels last in memory where gradients are computed: faster for some convolutional models, and
+    other last bits."""
     gradient_codec: Literal["none", "fp16"] = "none"
-    """Codec of the per-batch gradient between worker and peer."""
+    """Codec of the gradient between worker and peer."""
 
     @field_validator("tolerated_failures", mode="before")
     @classmethod
@@ -136,6 +148,26 @@ class ComputeConfig(Section):
         if (type(value) is int and value >= 0) or (type(value) is float and 0 < value < 1):
             return value
         raise ValueError("must be a whole number of batches, or a share between 0.0 and 1.0")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threads_of_memory(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or type(values.get("threads")) is not int or values["threads"]:
+            return values
+        memory_mb = values.get("memory_mb", MB_PER_VCPU)
+        return {**values, "threads": max(1, memory_mb // MB_PER_VCPU) if isinstance(memory_mb, int) else 1}
+
+    @field_validator("batches_per_worker", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int) and value >= 1):
+            raise ValueError("must be a whole number from 1, or auto")
+        return value
+
+
+def local_workers(compute: ComputeConfig, cores: int) -> int:
+    """Worker processes of a local Lambda service on a machine of so many cores."""
+    return compute.local_workers or max(1, cores // compute.threads)
 
 
 class ExchangeConfig(Section):
@@ -287,7 +319,7 @@ class RunConfig(Section):
     epochs: Positive = 2
     """Epoch limit."""
     batch_size: Positive = 128
-    """Samples per batch, hence per Lambda invocation. The last batch of a partition holds the remainder; a single
+    """Samples per batch. The last batch of a partition holds the remainder; a single
     sample left over joins the batch before, as batch normalisation cannot train on one sample."""
     batches_per_round: Annotated[int, Field(ge=0)] = 2
     """Batches of each peer per round and update; 0 takes all (the paper: one update per epoch)."""
@@ -299,8 +331,10 @@ class RunConfig(Section):
     """Keyword arguments for the model, on top of `classes`, `channels` and `image_size`, which the data give."""
     init_from: str = ""
     """A safetensors file with the initial weights; empty initialises from `seed`."""
-    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
-    """Loss, averaged over the samples of a batch: `cross_entropy` of logits, `nll` of log-probabilities."""
+    loss: str = "cross_entropy"
+    """Loss, averaged over the samples of a batch: `cross_entropy` of logits, `nll` of log-probabilities, `mse` (squared
+    error) of numbers, `bce` (binary cross entropy) of one logit per label, or `package.module:callable` of outputs and
+    targets."""
     data: DataConfig = DataConfig()
     """Data."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -331,11 +365,18 @@ class RunConfig(Section):
     def _known_model(cls, value: str) -> str:
         return _known(value, BUILT_IN_MODELS, "model")
 
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return _known(value, BUILT_IN_LOSSES, "loss")
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         _known(self.data.source, BUILT_IN_SOURCES, "data.source")
         if self.data.sizes and len(self.data.sizes) != self.peers:
             raise ValueError(f"data.sizes names {len(self.data.sizes)} partitions, but peers is {self.peers}")
+        if self.compute.state_machine == "parallel" and self.compute.batches_per_worker == "auto":
+            raise ValueError("compute.state_machine = 'parallel' needs a number for compute.batches_per_worker")
         self._check_aggregation()
         self._check_membership()
         return self

@@ -103,6 +103,9 @@ class WorkerEnv:
     """AWS_REGION (Lambda sets it), else AWS_DEFAULT_REGION."""
     code_dir: Path | None
     """PEERLESS_CODE_DIR: folder of the user's own code; None where there is none."""
+    shared_dir: Path | None = None
+    """PEERLESS_SHARED_DIR: folder in which the worker processes of one machine share what they fetch; None where each
+    fetches for itself."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> WorkerEnv:
@@ -111,6 +114,7 @@ class WorkerEnv:
             endpoint_url=_url(environ, "AWS_ENDPOINT_URL", ("http", "https")),
             region=_region(environ),
             code_dir=_folder(environ, "PEERLESS_CODE_DIR"),
+            shared_dir=_folder(environ, "PEERLESS_SHARED_DIR"),
         )
 
 

@@ -6,6 +6,8 @@
        1  either           validation accuracy: f8, 0 to 1
        2  yes              shard table: 48 bytes a shard, for at least 1 shard:
                            u8 bytes in the payload, u8 bytes in the buffers, 32 bytes SHA-256 over both
+       3  no               what a worker measured: f8 seconds per batch, u8 peak memory in bytes,
+                           u1 flags (bit 0: cold start, bit 1: weights fetched from S3)
 
 The shards follow each other in the payload and in the buffers, with nothing between, so offsets need no place in the
 table and shards cannot overlap. A table takes at most what the extension area does, beside an accuracy: 1,364 shards.
@@ -14,6 +16,7 @@ table and shards cannot overlap. A table takes at most what the extension area d
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +30,17 @@ MAX_EXTENSION_BYTES = 65_536
 VALIDATION_ACCURACY = 1
 #: Extension type: where the shards of payload and buffers end, and their digests.
 SHARD_TABLE = 2
+#: Extension type: what a gradient worker measured.
+MEASURED = 3
 #: The most shards that a table has room for.
 MAX_SHARDS = 1_364
 
 _HEAD = struct.Struct("<HBBI")
 _F8 = struct.Struct("<d")
 _SHARD = struct.Struct("<QQ32s")
+_MEASURED = struct.Struct("<dQB")
 _MUST_UNDERSTAND = 1
+_COLD_START, _WEIGHTS_FETCHED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,40 @@ class ShardEntry:
             )
         if _sha256(payload, buffers) != self.sha256:
             raise CorruptObject(f"a shard of {sum(found)} bytes does not match its frame's table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a gradient worker found out about one invocation while it made a frame."""
+
+    step_seconds: float
+    """Forward and backward pass of one batch, the mean over the invocation's batches."""
+    peak_bytes: int
+    """Largest resident set of the worker's process so far."""
+    cold_start: bool
+    """Whether this was the process's first invocation."""
+    weights_fetched: bool
+    """Whether the weights came from S3 for it."""
+
+
+def measured_extension(measured: Measured) -> Extension:
+    """The extension that carries it."""
+    flags = _COLD_START * measured.cold_start | _WEIGHTS_FETCHED * measured.weights_fetched
+    return Extension(MEASURED, False, _MEASURED.pack(measured.step_seconds, measured.peak_bytes, flags))
+
+
+def measured_of(extensions: Sequence[Extension]) -> Measured | None:
+    """What the worker measured, where the frame says so."""
+    value = _value(extensions, MEASURED)
+    if value is None:
+        return None
+    seconds, peak_bytes, flags = _MEASURED.unpack(value)
+    return Measured(
+        step_seconds=seconds,
+        peak_bytes=peak_bytes,
+        cold_start=bool(flags & _COLD_START),
+        weights_fetched=bool(flags & _WEIGHTS_FETCHED),
+    )
 
 
 def accuracy_extension(accuracy: float) -> Extension:
@@ -160,5 +201,16 @@ def _check_table(extension: Extension) -> None:
         raise CorruptObject(f"a frame's shard table of {len(extension.value)} bytes is malformed")
 
 
+def _check_measured(extension: Extension) -> None:
+    fits = len(extension.value) == _MEASURED.size
+    seconds, _, flags = _MEASURED.unpack(extension.value) if fits else (math.nan, 0, 0)
+    if not 0 <= seconds < math.inf or flags > (_COLD_START | _WEIGHTS_FETCHED):
+        raise CorruptObject("what a frame's worker measured is malformed")
+
+
 #: Known extension types, each with the check of its value.
-_KNOWN: dict[int, Callable[[Extension], None]] = {VALIDATION_ACCURACY: _check_accuracy, SHARD_TABLE: _check_table}
+_KNOWN: dict[int, Callable[[Extension], None]] = {
+    VALIDATION_ACCURACY: _check_accuracy,
+    SHARD_TABLE: _check_table,
+    MEASURED: _check_measured,
+}

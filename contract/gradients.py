@@ -1,7 +1,7 @@
-"""The gradient of one batch at given weights: the mathematics of every gradient service, pure.
+"""The gradient of one batch, or of several, at given weights: the mathematics of every gradient service, pure.
 
-Lambda workers and the peer's own process both call `batch_gradient`, so both give the same numbers. Threads, memory
-formats and transport belong to the caller.
+Lambda workers and the peer's own process both add batches to a `GradientMean`, so both give the same numbers. Threads,
+memory formats and transport belong to the caller.
 """
 
 from __future__ import annotations
@@ -14,25 +14,124 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from contract.averaging import BufferMean, SampleCount
 from contract.errors import ModelError, NonFiniteGradient
 from contract.objective import forward, refusal
-from contract.tensors import Buffers, Layout, flat_gradient, load, not_finite, read_buffers
+from contract.tensors import Buffers, Layout, load, not_finite, read_buffers
 
 ADVICE = "a smaller optimizer.lr or standardised data may help"
 
 
+def arranged(x: Tensor, channels_last: bool) -> Tensor:
+    """Images (N, C, H, W) with their channels last in memory, where that is wanted; anything else as it is.
+
+    The model needs the same: `model.to(memory_format=torch.channels_last)`.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.ndim == 4 else x
+
+
 @dataclass(frozen=True)
 class BatchGradient:
-    """What one batch contributes."""
+    """What one batch contributes, or several that are averaged already."""
 
     gradient: NDArray[np.float32]
-    """Gradient (n,) of the loss's mean over the batch, in the layout's order; zeros for parameters without one."""
+    """Gradient (n,) of the loss's mean over the samples, in the layout's order; zeros for parameters without one."""
     buffers: Buffers
-    """Buffers after the forward pass, which started from the ones given."""
+    """Buffers after the forward pass, which started from the ones given; of several batches their mean."""
     samples: int
-    """Samples in the batch: the weight of this gradient in a mean."""
+    """Samples: the weight of this gradient in a mean."""
     loss: float
-    """The loss's mean over the batch, before any update."""
+    """The loss's mean over the samples, before any update."""
+
+
+class GradientMean:
+    """Sample-weighted mean over batches that all start from the same weights, added up in the order of `add`.
+
+    It holds one gradient (n,), whatever the number of batches: each parameter's is added, and let go, on its own. With
+    one batch the result is that batch's gradient, bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        loss_name: str,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        samples: int,
+    ) -> None:
+        """At weights `flat` (n,) and `buffers`, over `samples` samples in all. Raises CorruptObject for none."""
+        self._model, self._layout, self._loss_name = model, layout, loss_name
+        self._flat, self._base = flat, buffers
+        self._count = SampleCount(samples)
+        self._buffers = BufferMean(layout, samples)
+        self._gradient: NDArray[np.float32] | None = None
+        self._loss = 0.0
+
+    def add(self, x: Tensor, y: Tensor, *, seed: int) -> None:
+        """Load the weights into the model and add the gradient on the batch x (N, …), y (N, …).
+
+        The model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call
+        and restored afterwards. What is added depends on nothing that the model held before, except non-persistent
+        buffers, and the model keeps no gradients.
+
+        Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the
+        batch (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when
+        weights and model do not fit, MemoryError when torch runs out of memory, CorruptObject for more samples than
+        announced. After an error the mean is of no use.
+        """
+        samples, model = len(y), self._model
+        if samples == 0 or len(x) != samples:
+            raise ModelError(f"a batch of {len(x)} inputs and {samples} targets has no gradient")
+        self._count.take(samples)
+        load(model, self._layout, self._flat, self._base)
+        model.train()
+        model.zero_grad(set_to_none=True)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                torch.default_generator.manual_seed(seed)
+                _, loss = forward(model, self._loss_name, x, y)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {value}; {ADVICE}")
+                if not loss.requires_grad:
+                    raise ModelError("the loss depends on no parameter that can be trained")
+                _backward(loss, x, y)
+            total = self._take(samples / self._count.total)
+        finally:
+            model.zero_grad(set_to_none=True)
+        if (name := not_finite(self._layout, total)) is not None:
+            raise NonFiniteGradient(f"the gradient of {name} holds NaN or infinity; {ADVICE}")
+        self._buffers.add(read_buffers(model, self._layout), samples)
+        self._loss += samples / self._count.total * value
+
+    def result(self) -> BatchGradient:
+        """The mean. Raises CorruptObject while samples are missing."""
+        self._count.check_complete()
+        assert self._gradient is not None  # there is at least one sample
+        return BatchGradient(self._gradient, self._buffers.result(self._base), self._count.total, self._loss)
+
+    def _take(self, weight: float) -> NDArray[np.float32]:
+        """Move the model's gradients, times `weight`, into the sum; gives the sum so far."""
+        first = self._gradient is None
+        if self._gradient is None:
+            self._gradient = np.empty(self._layout.elements, np.float32)
+        parameters = dict(self._model.named_parameters())
+        for entry, view in self._layout.views(self._gradient):
+            parameter, total = parameters[entry.name], torch.from_numpy(view)
+            if parameter.grad is None:
+                if first:
+                    total.zero_()
+                continue
+            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            if not first:
+                total.add_(gradient, alpha=weight)
+            elif weight == 1.0:
+                total.copy_(gradient)
+            else:
+                torch.mul(gradient, weight, out=total)
+            parameter.grad = None  # so that two whole gradients are never in memory
+        return self._gradient
 
 
 def batch_gradient(
@@ -46,38 +145,12 @@ def batch_gradient(
     *,
     seed: int,
 ) -> BatchGradient:
-    """Load weights `flat` (n,) and `buffers` into `model`, and compute the gradient on the batch x (N, …), y (N, …).
-
-    The model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call and
-    restored afterwards. The result depends on nothing that the model held before, except non-persistent buffers, and
-    the model keeps no gradients.
-
-    Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the batch
-    (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when weights and
-    model do not fit, MemoryError when torch runs out of memory.
-    """
-    samples = len(y)
-    if samples == 0 or len(x) != samples:
-        raise ModelError(f"a batch of {len(x)} inputs and {samples} targets has no gradient")
-    load(model, layout, flat, buffers)
-    model.train()
-    model.zero_grad(set_to_none=True)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.default_generator.manual_seed(seed)
-            _, loss = forward(model, loss_name, x, y)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {value}; {ADVICE}")
-            if not loss.requires_grad:
-                raise ModelError("the loss depends on no parameter that can be trained")
-            _backward(loss, x, y)
-        gradient = flat_gradient(model, layout)
-    finally:
-        model.zero_grad(set_to_none=True)
-    if (name := not_finite(layout, gradient)) is not None:
-        raise NonFiniteGradient(f"the gradient of {name} holds NaN or infinity; {ADVICE}")
-    return BatchGradient(gradient, read_buffers(model, layout), samples, value)
+    """The gradient of one batch x (N, …), y (N, …) at weights `flat` (n,) and `buffers`; see `GradientMean.add`."""
+    if not len(y):
+        raise ModelError(f"a batch of {len(x)} inputs and 0 targets has no gradient")
+    mean = GradientMean(model, layout, loss_name, flat, buffers, len(y))
+    mean.add(x, y, seed=seed)
+    return mean.result()
 
 
 def _backward(loss: Tensor, x: Tensor, y: Tensor) -> None:

@@ -69,6 +69,11 @@ class FrameHeader:
         """Accuracy on the validation set (0 to 1), where the sender validated."""
         return ext.accuracy_of(self.extensions)
 
+    @property
+    def measured(self) -> ext.Measured | None:
+        """What the gradient worker that made the frame measured, where it says so."""
+        return ext.measured_of(self.extensions)
+
     @cached_property
     def table(self) -> tuple[ShardEntry, ...] | None:
         """Where the shards lie, in order; None in a frame without a shard table."""

@@ -1,7 +1,15 @@
 """Losses by name, the forward pass that every part of the system shares, and evaluation.
 
-Shapes: a batch is x (N, …) and y (N,) int64 class indices; a model answers with logits (N, K) for `cross_entropy`,
-log-probabilities (N, K) for `nll`. Every loss is the mean over the samples of the batch.
+Shapes: a batch is x (N, …) and y, (N,) int64 class labels or (N, …) float32 numbers; a model answers with
+
+    loss           outputs                    y
+    cross_entropy  (N, K) logits              (N,) labels
+    nll            (N, K) log-probabilities   (N,) labels
+    mse            (N, …) numbers             (N, …) numbers, as many
+    bce            (N, …) logits              (N, …) numbers from 0 to 1, as many: several labels may hold at once
+    own            whatever it takes          either
+
+Every loss is the mean over the samples of the batch.
 """
 
 from __future__ import annotations
@@ -14,13 +22,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contract.errors import ConfigError, DataError, ModelError, PeerlessError
+from contract.importing import imported
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
-#: Losses by their name in a configuration: (outputs, targets) -> mean over samples, a tensor without axes.
+
+def _as_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """`outputs` in the shape of `targets`: torch pairs (N, 1) with (N,) to N x N differences. Raises ModelError."""
+    if len(outputs) != len(targets) or outputs.numel() != targets.numel():
+        raise ModelError(
+            f"the model answers with shape {list(outputs.shape)}, but the targets have shape {list(targets.shape)}"
+        )
+    return outputs.reshape(targets.shape)
+
+
+#: Built-in losses by their name in a configuration: (outputs, targets) -> mean over samples, a tensor without axes.
 LOSSES: Mapping[str, LossFunction] = {
     "cross_entropy": lambda outputs, targets: functional.cross_entropy(outputs, targets),
     "nll": lambda outputs, targets: functional.nll_loss(outputs, targets),
+    "mse": lambda outputs, targets: functional.mse_loss(_as_targets(outputs, targets), targets),
+    "bce": lambda outputs, targets: functional.binary_cross_entropy_with_logits(_as_targets(outputs, targets), targets),
 }
 
 
@@ -30,17 +51,34 @@ class Evaluation:
 
     loss: float
     """Mean over the samples; NaN or infinity where the model gives that."""
-    accuracy: float
-    """Share of samples, 0 to 1, whose largest output is at the target."""
+    accuracy: float | None
+    """Share, 0 to 1, of samples whose largest output is at the target, and for `bce` of labels told rightly; None where
+    targets are numbers."""
     samples: int
 
 
 def loss_function(name: str) -> LossFunction:
-    """The loss called `name`. Raises ConfigError."""
+    """The loss called `name`. Raises ConfigError, and ModelError where an own one cannot be imported."""
+    if ":" in name:
+        return _own(name)
     try:
         return LOSSES[name]
     except KeyError:
-        raise ConfigError(f"loss {name!r} is none of {', '.join(LOSSES)}") from None
+        known = ", ".join(LOSSES)
+        raise ConfigError(f"loss {name!r} is none of {known}, nor of the form package.module:callable") from None
+
+
+def _own(name: str) -> LossFunction:
+    function = imported(name, "loss")
+
+    def checked(outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = function(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ModelError(f"loss {name} returned {found}, but must return one number, the mean over the samples")
+        return loss
+
+    return checked
 
 
 def forward(model: nn.Module, loss_name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,18 +122,32 @@ def evaluate(model: nn.Module, loss_name: str, batches: Iterable[tuple[Tensor, T
     there are no samples, ModelError as `forward` does.
     """
     modes = [(module, module.training) for module in model.modules()]
-    loss_sum, correct, samples = 0.0, 0, 0
+    loss_sum, right, samples = 0.0, 0.0, 0
+    told = True
     model.eval()
     try:
         with torch.inference_mode():
             for x, y in batches:
                 outputs, loss = forward(model, loss_name, x, y)
                 loss_sum += float(loss) * len(y)
-                correct += int((outputs.argmax(1) == y).sum())
+                found = _right(loss_name, outputs, y)
+                told, right = told and found is not None, right + (found or 0.0)
                 samples += len(y)
     finally:
         for module, training in modes:
             module.training = training
     if samples == 0:
         raise DataError("there are no samples to evaluate the model on")
-    return Evaluation(loss_sum / samples, correct / samples, samples)
+    return Evaluation(loss_sum / samples, right / samples if told else None, samples)
+
+
+def _right(loss_name: str, outputs: Tensor, y: Tensor) -> float | None:
+    """How many samples the model answers rightly; None where that cannot be said."""
+    if y.is_floating_point():
+        if loss_name != "bce":
+            return None
+        labels = (_as_targets(outputs, y) > 0) == (y > 0.5)  # probability a half is logit 0
+        return float(labels.sum()) / (y.numel() // len(y))
+    if y.ndim == 1 and outputs.ndim == 2:
+        return float((outputs.argmax(1) == y).sum())
+    return None

@@ -1,7 +1,8 @@
 """What one gradient worker is asked, and what it answers: small JSON, never a tensor.
 
 An event is `{"common": {...}, "batch": {...}, "retries": n}`. `common` is the same for all batches of a round, so that
-a state machine carries it once and adds one batch per item; weights, batches and results stay in S3.
+a state machine carries it once and adds one item per invocation: a batch, with further ones under its `more` where an
+invocation computes several. Weights, batches and results stay in S3.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contract import jsonform
-from contract.batches import BatchRef
+from contract.batches import BatchRef, Share
 from contract.errors import CorruptObject, PeerlessError
 from contract.keys import Place, Places
 from contract.modelspec import ModelSpec
@@ -39,7 +40,7 @@ _REQUEST = re.compile(r"RequestId: (\S+) Error: ")
 
 @dataclass(frozen=True, kw_only=True)
 class GradientTask:
-    """One batch's gradient at given weights: everything that the result depends on."""
+    """One invocation's gradient at given weights: everything that the result depends on."""
 
     places: Places
     """Names of the run's buckets and keys."""
@@ -61,9 +62,14 @@ class GradientTask:
     """Seed of the round; each batch derives its own from it."""
     threads: int
     """torch threads, pinned because their number changes the bits of a sum."""
+    channels_last: bool = False
+    """Whether images have their channels last in memory, which changes the bits of a sum, too."""
     code_digest: str = ""
     """Digest of the user's own code; empty where there is none."""
     batch: BatchRef
+    """The first batch, which names the result."""
+    more: tuple[BatchRef, ...] = ()
+    """Further batches; the result is the sample-weighted mean over all."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -81,29 +87,42 @@ class GradientTask:
         return self.places.weights(self.weights_sha256)
 
     @property
+    def batches(self) -> tuple[BatchRef, ...]:
+        """All batches, in the order in which they are added up."""
+        return (self.batch, *self.more)
+
+    @property
     def batch_place(self) -> Place:
-        """The object of which the batch is the whole or a byte range."""
-        return Place(self.places.peer_buckets[self.rank], self.batch.key, self.places.account)
+        """The object of which the first batch is the whole or a byte range."""
+        return self.place_of(self.batch)
+
+    def place_of(self, batch: BatchRef) -> Place:
+        """The object of which `batch` is the whole or a byte range."""
+        return Place(self.places.peer_buckets[self.rank], batch.key, self.places.account)
 
     @property
     def output(self) -> Place:
-        """Where the gradient goes; the same for every attempt, so that a repeated one overwrites equal bytes."""
+        """Where the gradient goes; the same for every attempt, so that a repeated one overwrites an equal gradient."""
         return self.places.gradient(self.rank, self.round, self.incarnation, self.batch.index)
 
     @property
     def batch_seed(self) -> int:
-        """Seed of this batch: dropout and random rounding differ between batches, not between attempts."""
-        return gradient_seed(self.seed, self.batch.index)
+        """Seed of the first batch: dropout and random rounding differ between batches, not between attempts."""
+        return self.seed_of(self.batch)
+
+    def seed_of(self, batch: BatchRef) -> int:
+        """Seed of `batch`, whichever invocation computes it."""
+        return gradient_seed(self.seed, batch.index)
 
     def common_dict(self) -> dict[str, Any]:
         """The part of the event that all batches of a round share."""
         common: dict[str, Any] = jsonform.to_dict(self)
-        del common["batch"]
+        del common["batch"], common["more"]
         return common
 
     def to_event(self, retries: int = 0) -> dict[str, Any]:
         """The whole event; `from_event` reads it back."""
-        return {"common": self.common_dict(), "batch": self.batch.to_dict(), "retries": retries}
+        return {"common": self.common_dict(), "batch": Share(self.batches).to_dict(), "retries": retries}
 
     @classmethod
     def from_event(cls, event: object) -> GradientTask:
@@ -111,7 +130,11 @@ class GradientTask:
         common = event.get("common") if isinstance(event, dict) else None
         if not isinstance(event, dict) or not isinstance(common, dict):
             raise CorruptObject("the event of a gradient worker lacks `common`")
-        return jsonform.from_dict(cls, {**common, "batch": event.get("batch")}, "task")
+        batch, more = event.get("batch"), []
+        if isinstance(batch, dict):
+            batch = dict(batch)
+            more = batch.pop("more", [])
+        return jsonform.from_dict(cls, {**common, "batch": batch, "more": more}, "task")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +142,7 @@ class GradientAnswer:
     """What a worker answers once the gradient lies in S3; a few hundred bytes."""
 
     batch: int
-    """Index of the batch."""
+    """Index of the first batch."""
     key: str
     """Key of the gradient's frame in the peer's bucket."""
     digest: str
@@ -129,10 +152,14 @@ class GradientAnswer:
     """Mean over the samples."""
     seconds: float
     """From the event's arrival to the stored result."""
+    step_seconds: float
+    """Forward and backward pass of one batch, the mean over the invocation's batches."""
     peak_bytes: int
     """Largest resident set of the worker process so far."""
     cold_start: bool
     """Whether this was the process's first invocation."""
+    weights_fetched: bool
+    """Whether the weights came from S3 for it, and not from a warm process or the machine's files."""
     retries: int = 0
     """How many attempts of the state machine came before this one."""
 
@@ -152,7 +179,7 @@ def gradient_seed(seed: int, batch: int) -> int:
     return public_seed(seed, "gradient", batch)
 
 
-def inline_input(common: Mapping[str, Any], batches: Sequence[BatchRef]) -> str:
+def inline_input(common: Mapping[str, Any], batches: Sequence[BatchRef | Share]) -> str:
     """Input of an `inline_map` or `parallel` execution. Raises PeerlessError beyond 256 KiB."""
     return _checked({"common": common, "batches": [batch.to_dict() for batch in batches]}, len(batches))
 
@@ -162,7 +189,7 @@ def distributed_input(common: Mapping[str, Any], items: Place) -> str:
     return _checked({"common": common, "items": {"bucket": items.bucket, "key": items.key}}, 0)
 
 
-def items_json(batches: Sequence[BatchRef]) -> bytes:
+def items_json(batches: Sequence[BatchRef | Share]) -> bytes:
     """The items of a `distributed_map`, as they are stored in S3."""
     return json.dumps([batch.to_dict() for batch in batches], separators=(",", ":")).encode()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -321,6 +321,9 @@ class Actions:
             causes = list(gradient.failures[:TOLD_FAILURES])
             failed = {"failed": len(gradient.failures), "samples": gradient.samples, "causes": causes}
             self.ports.events.emit("batches_failed", round=own.round, fields=failed)
+        if gradient.work is not None:
+            fields = {"invocations": gradient.invocations, "loss": gradient.loss, **asdict(gradient.work)}
+            self.ports.events.emit("worked", round=own.round, fields=fields)
         return gradient
 
     def evaluate(self, round: int, flat: NDArray[np.float32], buffers: Buffers) -> Evaluation:

@@ -95,7 +95,9 @@ class Contributions:
             codec=self._codec.name,
             seed=seed,
             elements=self._layout.elements,
-            extensions=() if validation is None else (wire.accuracy_extension(validation.accuracy),),
+            extensions=()
+            if validation is None or validation.accuracy is None
+            else (wire.accuracy_extension(validation.accuracy),),
         )
         buffers = pack_buffers(self._layout, gradient.buffers)
         encode = wire.encode if sharding is None else sharding.frame

@@ -103,6 +103,22 @@ class Exchange(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the gradient workers of a round measured themselves."""
+
+    batches_per_worker: int
+    """Batches of the largest invocation."""
+    step_seconds: float
+    """Forward and backward pass of one batch, the median over the invocations."""
+    peak_bytes: int
+    """Largest resident set of a worker's process."""
+    cold_starts: int
+    """Invocations that were their process's first."""
+    weights_fetched: int
+    """Invocations for which the weights came from S3."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundGradient:
     """The sample-weighted mean over one peer's batches of one round."""
 
@@ -124,6 +140,8 @@ class RoundGradient:
     failures: tuple[str, ...] = ()
     """A sentence for each batch (or invocation) that failed and is not in the mean, as `compute.tolerated_failures`
     allows; `samples` counts the others' alone."""
+    work: Work | None = None
+    """None where no worker measured anything, as in process."""
 
 
 class GradientService(Protocol):

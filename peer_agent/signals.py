@@ -119,7 +119,7 @@ class Validated:
 
     round: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     stop: str = ""
 
 

@@ -8,7 +8,6 @@ family says how images smaller than the paper's are handled. `mlp` takes any num
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from contract.errors import ModelError, PeerlessError
+from contract.importing import imported, told
 from contract.models.cnn_mlp import cnn, mlp
 from contract.models.mobilenet import mobilenet_v3_small
 from contract.models.squeezenet import squeezenet1_1
@@ -45,7 +45,7 @@ def build(spec: ModelSpec) -> nn.Module:
     """
     given = {"classes": spec.classes, "channels": spec.channels, "image_size": spec.image_size}
     if ":" in spec.name:
-        factory = _imported(spec.name)
+        factory = imported(spec.name, "model")
         accepted = _named_arguments(factory)
         given = {name: value for name, value in given.items() if name in accepted}
     elif spec.name in BUILT_IN:
@@ -62,7 +62,7 @@ def build(spec: ModelSpec) -> nn.Module:
     except PeerlessError:
         raise
     except Exception as error:
-        raise ModelError(f"model {spec.name} could not be built: {_told(error)}") from error
+        raise ModelError(f"model {spec.name} could not be built: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {spec.name} returned {type(model).__name__} instead of a torch.nn.Module")
     return model
@@ -96,32 +96,6 @@ def _check_images(spec: ModelSpec) -> None:
         )
 
 
-def _imported(name: str) -> Callable[..., Any]:
-    """Import `package.module:callable`; the part after the colon may be dotted. Raises ModelError."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ModelError(f"model {name!r} is not of the form package.module:callable")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        where = "" if module_name == missing else f" (importing {module_name})"
-        raise ModelError(
-            f"model {name}: there is no module named {missing}{where}; own code needs to be listed in code.include, "
-            "its packages in code.requirements"
-        ) from error
-    except Exception as error:
-        raise ModelError(f"model {name}: importing {module_name} failed: {_told(error)}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ModelError(f"model {name}: {module_name} has no {attribute}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(f"model {name}: {attribute} is {type(found).__name__}, which cannot be called")
-    result: Callable[..., Any] = found
-    return result
-
-
 def _named_arguments(factory: Callable[..., Any]) -> frozenset[str]:
     """Names that can be passed as keywords. `**kwargs` names nothing: torchvision hands those on to a constructor."""
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -143,9 +117,3 @@ def _check_arguments(name: str, factory: Callable[..., Any], arguments: Mapping[
     except TypeError as error:
         known = ", ".join(sorted(_named_arguments(factory) - {"classes", "channels", "image_size"})) or "none"
         raise ModelError(f"model {name}: {error}; its options are: {known}") from error
-
-
-def _told(error: Exception) -> str:
-    """An exception of somebody else's code as a clause: its class and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -2,7 +2,8 @@
 
     python -m infra.local.lambda_service --port-file PATH [--log-dir DIR]
 
-writes `{"port": ..., "pid": ...}` to PATH once it listens on 127.0.0.1, and ends all workers on SIGTERM.
+writes `{"port": ..., "pid": ...}` to PATH once it listens on 127.0.0.1, and ends all workers on SIGTERM. Workers share
+what they fetch in a folder `shared` beside PATH.
 
     POST   /2015-03-31/functions/NAME/invocations   AWS's Invoke: for boto3, and for moto's Step Functions
     POST   /peerless/proxy/NAME                     for MiniStack's Lambda proxy, which knows a failure by its status
@@ -35,8 +36,8 @@ PROXY_ERROR_BYTES = 512
 class Functions:
     """The registered functions by name."""
 
-    def __init__(self, log_dir: Path, clock: Clock) -> None:
-        self._log_dir = log_dir
+    def __init__(self, log_dir: Path, clock: Clock, shared_dir: Path | None = None) -> None:
+        self._log_dir, self._shared_dir = log_dir, shared_dir
         self._clock = clock
         self._lock = threading.Lock()
         self._functions: dict[str, Function] = {}
@@ -84,7 +85,8 @@ class Functions:
 
     def _worker(self, function: Function) -> WorkerProcess:
         self._started += 1
-        return WorkerProcess(function, self._log_dir / f"{function.spec.name}-{self._started}.log", self._clock)
+        log_path = self._log_dir / f"{function.spec.name}-{self._started}.log"
+        return WorkerProcess(function, log_path, self._clock, self._shared_dir)
 
 
 def front(functions: Functions) -> type[Handler]:
@@ -229,8 +231,10 @@ def main() -> None:
     arguments = parser.parse_args()
     log_dir = arguments.log_dir or arguments.port_file.parent
     log_dir.mkdir(parents=True, exist_ok=True)
+    shared_dir = arguments.port_file.parent / "shared"
+    shared_dir.mkdir(mode=0o700, exist_ok=True)
 
-    functions = Functions(log_dir, SystemClock())
+    functions = Functions(log_dir, SystemClock(), shared_dir)
     server = Server(front(functions))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 

@@ -31,9 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class WorkerProcess:
     """One process with its own Runtime API endpoint; it is in the service's process group, so it dies with it."""
 
-    def __init__(self, function: Function, log_path: Path, clock: Clock) -> None:
+    def __init__(self, function: Function, log_path: Path, clock: Clock, shared_dir: Path | None = None) -> None:
+        """`shared_dir` is a folder of all workers of this machine, where they share what they fetch."""
         self._function = function
         self.log_path = log_path
+        self._shared_dir = shared_dir
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
@@ -107,6 +109,7 @@ class WorkerProcess:
         )
         return {
             **os.environ,
+            **({} if self._shared_dir is None else {"PEERLESS_SHARED_DIR": str(self._shared_dir)}),
             **spec.env,
             "PYTHONPATH": path,
             "AWS_LAMBDA_RUNTIME_API": runtime_api,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from contract.batches import decode_batch
+from contract.batches import BatchRef, decode_batch
+from contract.clock import Clock
 from contract.codec import codec
-from contract.errors import CorruptObject
-from contract.gradients import batch_gradient
+from contract.errors import CorruptObject, PeerlessError
+from contract.extensions import Measured, measured_extension
+from contract.gradients import GradientMean, arranged
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, pack_buffers
-from contract.wire import FrameHeader, Kind, decode_header, encode
+from contract.wire import Blob, FrameHeader, Kind, decode_header, encode
 
 
 @dataclass(frozen=True)
@@ -38,31 +42,79 @@ class Result:
     digest: str
     samples: int
     loss: float
+    measured: Measured
 
 
-def gradient_frame(task: GradientTask, model: nn.Module, layout: Layout, weights: Weights, batch: bytes) -> Result:
-    """Gradient of the batch file `batch` at `weights`, encoded with the task's codec. Equal tasks give equal bytes.
+@contextmanager
+def naming(task: GradientTask, batch: BatchRef) -> Iterator[None]:
+    """Errors from inside say which batch they befell, and keep their class, so that Retry rules still match."""
+    try:
+        yield
+    except PeerlessError as error:
+        where = f"batch {batch.index} of rank {task.rank} in round {task.round}"
+        raise type(error)(f"{where}: {error}") from error
 
-    Raises CorruptObject when the batch isn't the one that the task names, and whatever `batch_gradient` raises.
+
+def gradient_frame(
+    task: GradientTask,
+    model: nn.Module,
+    layout: Layout,
+    weights: Weights,
+    batches: Iterable[tuple[BatchRef, bytes]],
+    *,
+    clock: Clock,
+    peak_bytes: Callable[[], int],
+    cold_start: bool,
+    weights_fetched: bool,
+) -> Result:
+    """Mean gradient of the task's `batches` (each with its file's bytes) at `weights`, encoded with the task's codec.
+
+    Equal tasks give equal payloads and buffers; what the worker measured on the way (the other arguments say it, or
+    how to) differs. Raises CorruptObject when a batch isn't the one that the task names, and whatever
+    `GradientMean.add` raises, naming the batch.
     """
-    x, y = decode_batch(batch, task.batch.sha256)
-    if len(y) != task.batch.samples:
-        raise CorruptObject(f"{task.batch_place} holds {len(y)} samples, but the manifest says {task.batch.samples}")
-    made = batch_gradient(model, layout, task.loss, weights.flat, weights.buffers, x, y, seed=task.batch_seed)
-    header = FrameHeader(
-        kind=Kind.GRADIENT,
-        run=task.run,
-        round=task.round,
-        base_round=task.round,
-        base_weights=task.weights_sha256,
-        rank=task.rank,
-        incarnation=task.incarnation,
-        samples=made.samples,
-        loss=made.loss,
-        codec=task.codec,
-        seed=task.batch_seed,
-        elements=layout.elements,
+    mean = GradientMean(
+        model, layout, task.loss, weights.flat, weights.buffers, sum(batch.samples for batch in task.batches)
     )
-    payload = codec(task.codec).encode(made.gradient, task.batch_seed)
-    frame = encode(header, payload, pack_buffers(layout, made.buffers))
-    return Result(frame, decode_header(frame).digest, made.samples, made.loss)
+    seconds = 0.0
+    for batch, blob in batches:
+        with naming(task, batch):
+            x, y = decode_batch(blob, batch.sha256)
+            if len(y) != batch.samples:
+                where = task.place_of(batch)
+                raise CorruptObject(f"{where} holds {len(y)} samples, but the manifest says {batch.samples}")
+            begun = clock.monotonic()
+            mean.add(arranged(x, task.channels_last), y, seed=task.seed_of(batch))
+            seconds += clock.monotonic() - begun
+    made = mean.result()
+    measured = Measured(
+        step_seconds=seconds / len(task.batches),
+        peak_bytes=peak_bytes(),
+        cold_start=cold_start,
+        weights_fetched=weights_fetched,
+    )
+    with naming(task, task.batch):
+        header = FrameHeader(
+            kind=Kind.GRADIENT,
+            run=task.run,
+            round=task.round,
+            base_round=task.round,
+            base_weights=task.weights_sha256,
+            rank=task.rank,
+            incarnation=task.incarnation,
+            samples=made.samples,
+            loss=made.loss,
+            codec=task.codec,
+            seed=task.batch_seed,
+            elements=layout.elements,
+            extensions=(measured_extension(measured),),
+        )
+        frame = encode(header, _payload(task, made.gradient), pack_buffers(layout, made.buffers))
+    return Result(frame, decode_header(frame).digest, made.samples, made.loss, measured)
+
+
+def _payload(task: GradientTask, gradient: NDArray[np.float32]) -> Blob:
+    """The encoded gradient (n,), which is finite; with codec none a view, because the frame is a copy as it is."""
+    if task.codec == "none":
+        return np.ascontiguousarray(gradient, "<f4").data.cast("B")
+    return codec(task.codec).encode(gradient, task.batch_seed)

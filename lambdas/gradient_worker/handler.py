@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from contract.ahead import one_ahead
+from contract.batches import BatchRef
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
-from contract.errors import PeerlessError
 from contract.store import ObjectStore, S3Store
 from contract.tasks import GradientAnswer, GradientTask
-from lambdas.gradient_worker.gradient import gradient_frame
+from lambdas.gradient_worker.gradient import Result, gradient_frame, naming
 from lambdas.gradient_worker.warm import Warm
 
 
@@ -28,7 +29,7 @@ class GradientWorker:
     def __init__(self, env: WorkerEnv, store: ObjectStore | None = None, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._store = store or S3Store(region=env.region, endpoint_url=env.endpoint_url)
-        self._warm = Warm(self._store, env.code_dir)
+        self._warm = Warm(self._store, env.code_dir, env.shared_dir)
         self._cold = True
 
     def __call__(self, event: Mapping[str, Any]) -> GradientAnswer:
@@ -36,38 +37,50 @@ class GradientWorker:
         begun = self._clock.monotonic()
         cold, self._cold = self._cold, False
         task = GradientTask.from_event(event)
-        try:
-            key, digest, samples, loss = self._compute(task)
-        except PeerlessError as error:
-            # The same class, so that Retry rules still match, with the batch in the sentence.
-            where = f"batch {task.batch.index} of rank {task.rank} in round {task.round}"
-            raise type(error)(f"{where}: {error}") from error
+        result = self._compute(task, cold)
         return GradientAnswer(
             batch=task.batch.index,
-            key=key,
-            digest=digest,
-            samples=samples,
-            loss=loss,
+            key=task.output.key,
+            digest=result.digest,
+            samples=result.samples,
+            loss=result.loss,
             seconds=self._clock.monotonic() - begun,
+            step_seconds=result.measured.step_seconds,
             peak_bytes=_peak_bytes(),
             cold_start=cold,
+            weights_fetched=result.measured.weights_fetched,
             retries=int(event.get("retries", 0)),
         )
 
-    def _compute(self, task: GradientTask) -> tuple[str, str, int, float]:
+    def _compute(self, task: GradientTask, cold: bool) -> Result:
         if torch.get_num_threads() != task.threads:
             torch.set_num_threads(task.threads)
-        self._warm.require_code(task.code_digest)
-        model, layout = self._warm.model(task.model)
-        weights = self._warm.weights(task, layout)
-        batch = task.batch
-        if batch.length is None:
-            blob = self._store.get(task.batch_place)
-        else:
-            blob = self._store.get_range(task.batch_place, batch.offset, batch.length)
-        result = gradient_frame(task, model, layout, weights, blob)
-        self._store.put(task.output, result.frame)
-        return task.output.key, result.digest, result.samples, result.loss
+        fetches = self._warm.fetches
+        with naming(task, task.batch):
+            self._warm.require_code(task.code_digest)
+            model, layout = self._warm.model(task.model, task.channels_last)
+            weights = self._warm.weights(task, layout)
+
+        def fetch(batch: BatchRef) -> bytes:
+            with naming(task, batch):
+                if batch.length is None:
+                    return self._store.get(task.place_of(batch))
+                return self._store.get_range(task.place_of(batch), batch.offset, batch.length)
+
+        result = gradient_frame(
+            task,
+            model,
+            layout,
+            weights,
+            one_ahead(fetch, task.batches),
+            clock=self._clock,
+            peak_bytes=_peak_bytes,
+            cold_start=cold,
+            weights_fetched=self._warm.fetches > fetches,
+        )
+        with naming(task, task.batch):
+            self._store.put(task.output, result.frame)
+        return result
 
 
 _worker: GradientWorker | None = None

@@ -1,44 +1,27 @@
-"""What both gradient services share: fetching one object ahead, and the sample-weighted mean over batches.
+"""What both gradient services share: the sample-weighted mean over batches, and how errors name them.
 
 Shapes: n parameters (`Layout.elements`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from contract.averaging import WeightedMean
-from contract.batches import BatchRef
+from contract.batches import BatchRef, Share
 from contract.codec import GradientCodec
 from contract.errors import GradientFailed, PeerlessError, TransientError
+from contract.extensions import Measured
 from contract.tensors import Buffers, Layout
-from peer_agent.ports import RoundGradient
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-def one_ahead(fetch: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Each item with what `fetch` makes of it, in order; the next is fetched while the caller works on one.
-
-    Two results at most are in memory, whatever the number of items. Raises what `fetch` raises, at that item.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
-        upcoming = pool.submit(fetch, items[0])
-        for position, item in enumerate(items):
-            value = upcoming.result()
-            if position + 1 < len(items):
-                upcoming = pool.submit(fetch, items[position + 1])
-            yield item, value
+from peer_agent.ports import RoundGradient, Work
 
 
 class BatchMean:
     """Sample-weighted mean of gradient, buffers and loss over a round's batches, added in the order of the round."""
 
-    def __init__(self, layout: Layout, batches: Sequence[BatchRef]) -> None:
+    def __init__(self, layout: Layout, batches: Sequence[BatchRef | Share]) -> None:
         self._samples = sum(batch.samples for batch in batches)
         self._mean = WeightedMean(layout, self._samples)
         self._loss = 0.0
@@ -46,12 +29,22 @@ class BatchMean:
     def add(
         self, payload: bytes | memoryview, codec: GradientCodec, buffers: Buffers, samples: int, loss: float
     ) -> None:
-        """Add one batch: its gradient (n,) as `codec` encoded it. Raises CorruptObject, WeightsMismatch."""
+        """Add one batch, or the mean of several: a gradient (n,) as `codec` encoded it.
+
+        Raises CorruptObject, WeightsMismatch.
+        """
         self._mean.add(payload, codec, buffers, samples)
         self._loss += samples / self._samples * loss
 
     def result(
-        self, base_buffers: Buffers, *, invocations: int, executions: int, bytes_in: int, bytes_out: int
+        self,
+        base_buffers: Buffers,
+        *,
+        invocations: int,
+        executions: int,
+        bytes_in: int,
+        bytes_out: int,
+        work: Work | None = None,
     ) -> RoundGradient:
         """The mean. Raises CorruptObject when batches are missing."""
         gradient, buffers = self._mean.result(base_buffers)
@@ -64,7 +57,21 @@ class BatchMean:
             executions=executions,
             bytes_in=bytes_in,
             bytes_out=bytes_out,
+            work=work,
         )
+
+
+def work_of(shares: Sequence[Share], measured: Sequence[Measured]) -> Work | None:
+    """What the workers of a round told, together; None where none told anything."""
+    if not measured:
+        return None
+    return Work(
+        batches_per_worker=max(len(share.batches) for share in shares),
+        step_seconds=statistics.median(each.step_seconds for each in measured),
+        peak_bytes=max(each.peak_bytes for each in measured),
+        cold_starts=sum(each.cold_start for each in measured),
+        weights_fetched=sum(each.weights_fetched for each in measured),
+    )
 
 
 def name_batch(batch: int, rank: int, round: int) -> str:

@@ -1,11 +1,12 @@
-"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per item.
+"""Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per share of
+its batches (peer_agent/compute/division.py).
 
-An item is what one invocation computes: a batch. Nothing large passes through Step Functions: workers read weights and
+Nothing large passes through Step Functions: workers read weights and
 batches from S3 and write their gradients there, from where they are added up one by one. So memory is bounded by the
 model, whatever the number of batches.
 
-Items fail and executions fail. What has been computed is never computed again: where an execution ends for no item's
-sake, another one takes the items that are missing, and so does a process that begins a round anew. Items that failed
+Shares fail and executions fail. What has been computed is never computed again: where an execution ends for no item's
+sake, another one takes the shares that are missing, and so does a process that begins a round anew. Shares that failed
 for good are left out of the mean, as far as `compute.tolerated_failures` goes.
 """
 
@@ -23,10 +24,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
 from contract import wire
-from contract.batches import BatchRef
+from contract.ahead import one_ahead
+from contract.batches import BatchRef, Share, share_count
 from contract.clock import Clock
 from contract.codec import codec
 from contract.errors import ConfigError, CorruptObject, GradientFailed, StoreUnavailable, WeightsMismatch
+from contract.extensions import Measured
 from contract.keys import Place
 from contract.models import build
 from contract.runspec import RunSpec
@@ -34,8 +37,9 @@ from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
 from peer_agent.compute import diagnosis, tolerance
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, work_of
 from peer_agent.compute.diagnosis import Ending
+from peer_agent.compute.division import Division, lanes
 from peer_agent.compute.executions import EXPRESS_SECONDS, FORGOTTEN, Executions
 from peer_agent.compute.results import Results, Unusable, differences, using
 from peer_agent.membership import FIRST_INCARNATION
@@ -45,6 +49,8 @@ from peer_agent.ports import RoundGradient
 MODES = ("inline_map", "distributed_map", "parallel")
 #: Executions that one round may take in one go.
 MOST_EXECUTIONS = 10
+#: Gradients up to this size are fetched while the one before is added up; larger ones would cost a model of memory.
+AHEAD_BYTES = 32 * 2**20
 #: Rounds that are remembered as begun; no more than two are computed at the same time.
 REMEMBERED = 8
 
@@ -88,6 +94,7 @@ class StepFunctionsGradientService:
             )
         self._spec, self._rank, self._store = spec, rank, store
         self._layout = Layout.of(build(spec.model))
+        self._division = Division(spec.config.compute.batches_per_worker, lanes=lanes(spec, local=bool(endpoint_url)))
         self._executions = Executions(
             machine,
             express=spec.config.aws.express and self._mode == "inline_map",
@@ -114,31 +121,29 @@ class StepFunctionsGradientService:
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
         task = self._task(round, incarnation, weights_sha256, batches[0], seed)
-        items = self._items(batches)
+        items = self._division.divide(batches)
         results, effort = Results(self._store, task), Effort()
         self._execute(task, items, results, effort)
-        mean, bytes_in, used = self._collect_usable(task, items, results, effort)
+        mean, bytes_in, measured, used = self._collect_usable(task, items, results, effort)
         garbage = [results.place(item.index) for item in used]
         if self._mode == "distributed_map":
             garbage.append(self._items_place(task))
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)
+        self._division.measured([each.step_seconds for each in measured])
         gradient = mean.result(
             buffers,
             invocations=effort.invocations,
             executions=effort.executions,
             bytes_in=bytes_in,
             bytes_out=effort.bytes_out,
+            work=work_of(used, measured),
         )
         return dataclasses.replace(gradient, failures=tuple(effort.failures[index] for index in effort.missing))
 
     def close(self) -> None:
         """Stop running executions; the `compute` that waits for one raises GradientFailed."""
         self._executions.close()
-
-    def _items(self, batches: Sequence[BatchRef]) -> Sequence[BatchRef]:
-        """What each invocation computes."""
-        return batches
 
     def _task(self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int) -> GradientTask:
         """The round's task; which batch it names does not matter to what all batches share."""
@@ -155,11 +160,12 @@ class StepFunctionsGradientService:
             codec=config.compute.gradient_codec,
             seed=seed,
             threads=config.compute.threads,
+            channels_last=config.compute.channels_last,
             batch=batch,
             code_digest=self._spec.code_digest,
         )
 
-    def _input(self, task: GradientTask, items: Sequence[BatchRef]) -> tuple[str, int]:
+    def _input(self, task: GradientTask, items: Sequence[Share]) -> tuple[str, int]:
         """The execution's input, and the bytes that went to S3 beside it. Raises PeerlessError."""
         common = task.common_dict()
         if self._mode != "distributed_map":
@@ -171,19 +177,20 @@ class StepFunctionsGradientService:
     def _items_place(self, task: GradientTask) -> Place:
         return self._spec.places.items(self._rank, task.round, task.incarnation)
 
-    def _branches(self, batches: Sequence[BatchRef]) -> Sequence[BatchRef]:
-        """What the execution computes: in `parallel` as many batches as the definition has branches.
+    def _branches(self, shares: Sequence[Share]) -> Sequence[Share]:
+        """What the execution computes: in `parallel` as many shares as the definition has branches.
 
         A round at the end of a pass may have fewer, and what is left of a round has; the last one is then computed
-        again, to the same bytes.
+        again, to the same gradient.
         """
-        if self._mode != "parallel":
-            return batches
+        per_worker = self._spec.config.compute.batches_per_worker
+        if self._mode != "parallel" or not isinstance(per_worker, int):
+            return shares
         per_round = self._spec.config.batches_per_round or self._spec.batches[self._rank]
-        branches = min(per_round, self._spec.batches[self._rank])
-        return [*batches, *[batches[-1]] * (branches - len(batches))]
+        branches = share_count(min(per_round, self._spec.batches[self._rank]), per_worker)
+        return [*shares, *[shares[-1]] * (branches - len(shares))]
 
-    def _execute(self, task: GradientTask, items: Sequence[BatchRef], results: Results, effort: Effort) -> None:
+    def _execute(self, task: GradientTask, items: Sequence[Share], results: Results, effort: Effort) -> None:
         """Run executions until all items have a result but those that may fail. Raises GradientFailed, TransientError.
 
         Only here are items looked for in S3: before the first execution where another attempt may have left some, and
@@ -191,7 +198,7 @@ class StepFunctionsGradientService:
         """
         again = task.round in self._begun or (not self._begun and task.incarnation > FIRST_INCARNATION)
         self._begun.append(task.round)
-        missing: Sequence[BatchRef] = results.missing(items) if again else items
+        missing: Sequence[Share] = results.missing(items) if again else items
         while missing:
             with failing_as(f"rank {self._rank} in round {task.round}"):
                 text, bytes_beside = self._input(task, missing)
@@ -207,13 +214,13 @@ class StepFunctionsGradientService:
     def _remaining(
         self,
         task: GradientTask,
-        items: Sequence[BatchRef],
-        asked: Sequence[BatchRef],
+        items: Sequence[Share],
+        asked: Sequence[Share],
         description: Mapping[str, Any],
         ending: Ending,
         results: Results,
         effort: Effort,
-    ) -> Sequence[BatchRef]:
+    ) -> Sequence[Share]:
         """What another execution is to compute after one that left something open; the rest is given up.
 
         Raises GradientFailed where that is too much.
@@ -235,8 +242,14 @@ class StepFunctionsGradientService:
         for index in effort.missing:
             where = name_batch(index, self._rank, task.round)
             effort.failures.setdefault(index, f"no gradient for {where}: its worker left none")
-        tolerance.check(setting, len(items), effort.failures, effort.missing)
+        self._check_tolerance(items, effort)
         return []
+
+    def _check_tolerance(self, items: Sequence[Share], effort: Effort) -> None:
+        """Raises GradientFailed where more batches are given up than may be."""
+        lost = [batch.index for item in items if item.index in effort.missing for batch in item.batches]
+        count = sum(len(item.batches) for item in items)
+        tolerance.check(self._spec.config.compute.tolerated_failures, count, effort.failures, lost)
 
     def _failures(self, task: GradientTask, description: Mapping[str, Any], ending: Ending) -> dict[int, str]:
         """Sentences on failed items by index: all that the output names, or some children of a distributed map."""
@@ -253,13 +266,13 @@ class StepFunctionsGradientService:
     def _explain(
         self,
         task: GradientTask,
-        asked: Sequence[BatchRef],
+        asked: Sequence[Share],
         description: Mapping[str, Any],
         results: Results | None = None,
     ) -> str:
         """Why an execution failed; `results` are given where it was for an item's sake."""
 
-        def missing() -> Sequence[BatchRef]:
+        def missing() -> Sequence[Share]:
             with contextlib.suppress(StoreUnavailable):
                 return [] if results is None else results.missing(asked)
             return []
@@ -279,42 +292,48 @@ class StepFunctionsGradientService:
             return diagnosis.explain(None, description, asked, self._rank, task.round, compute, missing)
 
     def _collect_usable(
-        self, task: GradientTask, items: Sequence[BatchRef], results: Results, effort: Effort
-    ) -> tuple[BatchMean, int, Sequence[BatchRef]]:
+        self, task: GradientTask, items: Sequence[Share], results: Results, effort: Effort
+    ) -> tuple[BatchMean, int, list[Measured], Sequence[Share]]:
         """The mean over all items but those given up, which are more where results turn out to be of no use; the bytes
-        read, and the items in it. Raises GradientFailed."""
+        read, what the workers measured, and the items in it. Raises GradientFailed."""
         bytes_in = 0
         while True:
             used = [item for item in items if item.index not in effort.missing]
             try:
-                mean, read = self._collect(task, used, results)
-                return mean, bytes_in + read, used
+                mean, read, measured = self._collect(task, used, results)
+                return mean, bytes_in + read, measured, used
             except Unusable as error:
                 results.forget(error.index)
                 effort.missing.append(error.index)
                 effort.failures[error.index] = str(error)
-                setting = self._spec.config.compute.tolerated_failures
-                tolerance.check(setting, len(items), effort.failures, effort.missing)
+                self._check_tolerance(items, effort)
 
-    def _collect(self, task: GradientTask, items: Sequence[BatchRef], results: Results) -> tuple[BatchMean, int]:
-        """Read the items' gradients one after another and add them up; the mean and the bytes read. Raises Unusable."""
-        mean = BatchMean(self._layout, items)
-        bytes_in = 0
+    def _collect(
+        self, task: GradientTask, shares: Sequence[Share], results: Results
+    ) -> tuple[BatchMean, int, list[Measured]]:
+        """Read the shares' gradients one after another and add them up; the mean, the bytes read, and what the workers
+        measured. Raises Unusable."""
+        mean = BatchMean(self._layout, shares)
+        bytes_in, measured = 0, []
 
-        def fetch(item: BatchRef) -> bytes:
-            with using(item.index, task):
-                return self._store.get(results.place(item.index))
+        def fetch(share: Share) -> bytes:
+            with using(share.index, task):
+                return self._store.get(results.place(share.index))
 
-        for item, blob in one_ahead(fetch, items):
+        ahead = codec(task.codec).encoded_bytes(self._layout.elements) <= AHEAD_BYTES
+        for share, blob in one_ahead(fetch, shares, ahead=ahead):
             bytes_in += len(blob)
-            with using(item.index, task):
-                frame = self._check(task, item, blob, results.place(item.index))
+            with using(share.index, task):
+                frame = self._check(task, share, blob, results.place(share.index))
                 header = frame.header
                 added = unpack_buffers(self._layout, frame.buffers)
                 mean.add(frame.payload, codec(header.codec), added, header.samples, header.loss or 0.0)
-        return mean, bytes_in
+                if header.measured is not None:
+                    measured.append(header.measured)
+            del frame, blob  # before the next one is fetched
+        return mean, bytes_in, measured
 
-    def _check(self, task: GradientTask, item: BatchRef, blob: bytes, place: Place) -> wire.Frame:
+    def _check(self, task: GradientTask, item: Share, blob: bytes, place: Place) -> wire.Frame:
         """The frame, if it is the gradient that was asked for. Raises CorruptObject, WeightsMismatch."""
         frame = wire.decode(
             blob, expected_elements=self._layout.elements, expected_buffers_bytes=self._layout.buffers_bytes

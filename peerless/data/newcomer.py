@@ -91,6 +91,7 @@ def prepare_newcomer(config: RunConfig, made: Preprocessing, dataset: Dataset, *
     shape, where = made.shape_of(dataset), dataset.provenance
     if shape != made.sample_shape:
         raise DataError(f"{where} has samples of shape {shape}, and the run was started with {made.sample_shape}")
+    dataset.check_loss(config.loss)
     dataset = _with_labels_of(made, dataset)
     samples = len(dataset.train_x)
     if train_samples > samples:
@@ -113,6 +114,10 @@ def prepare_newcomer(config: RunConfig, made: Preprocessing, dataset: Dataset, *
 def _with_labels_of(made: Preprocessing, dataset: Dataset) -> Dataset:
     """The data set with the run's numbers for its classes: by name where both name them, else as they are."""
     where, labels = dataset.provenance, dataset.train_y
+    if not dataset.labelled:
+        if dataset.classes != made.classes:
+            raise DataError(f"{where} has {dataset.classes} numbers per target, and the run has {made.classes}")
+        return replace(dataset, test_x=None, test_y=None)
     if made.names and dataset.names:
         unknown = sorted(set(dataset.names) - set(made.names))
         if unknown:

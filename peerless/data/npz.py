@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DataError
-from peerless.data.dataset import Dataset, Values, count_classes, label_array, sample_array
+from peerless.data.dataset import Dataset, Targets, Values, count_classes, sample_array, target_array
 
 _TRAINING = (("x_train", "y_train"), ("x", "y"))
 _TEST = (("x_test", "y_test"), ("x", "y"))
@@ -22,12 +22,13 @@ def read_npz(path: Path, test_path: Path | None = None) -> Dataset:
     """Read `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`; the test set may be a file of its own.
 
     Samples are (N, F), (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels; where both readings of a
-    four-dimensional array are possible, channels come first. Labels are whole numbers from 0. Raises DataError.
+    four-dimensional array are possible, channels come first. Labels are whole numbers from 0, (N,); floating-point
+    targets may have any shape, and (N, K) whole numbers say which of K labels hold. Raises DataError.
     """
     arrays = _load(path)
     train_x, train_y = _pair(arrays, _TRAINING, path)
     test_x: Values | None = None
-    test_y: NDArray[np.int64] | None = None
+    test_y: Targets | None = None
     if test_path is not None:
         test_x, test_y = _pair(_load(test_path), _TEST, test_path)
     elif "x_test" in arrays or "y_test" in arrays:
@@ -58,13 +59,11 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _pair(
-    arrays: dict[str, NDArray[Any]], names: tuple[tuple[str, str], ...], path: Path
-) -> tuple[Values, NDArray[np.int64]]:
+def _pair(arrays: dict[str, NDArray[Any]], names: tuple[tuple[str, str], ...], path: Path) -> tuple[Values, Targets]:
     for x_name, y_name in names:
         if x_name in arrays and y_name in arrays:
             x = sample_array(arrays[x_name], f"{path}, array {x_name}")
-            return channels_first(x, f"{path}, array {x_name}"), label_array(arrays[y_name], f"{path}, array {y_name}")
+            return channels_first(x, f"{path}, array {x_name}"), target_array(arrays[y_name], f"{path}, array {y_name}")
     wanted = " or ".join(f"{x} and {y}" for x, y in names)
     raise DataError(f"{path} has the arrays {', '.join(sorted(arrays)) or 'of no known name'}; wanted are {wanted}")
 

@@ -1,6 +1,7 @@
 """A data set divided among the peers and ready to be sent: indices into the raw samples, and a fitted transform.
 
-Shapes: a batch is x (B, C, H, W) or (B, F) float32 and y (B,) int64. Batches are made when they are asked for.
+Shapes: a batch is x (B, C, H, W) or (B, F) float32 and y (B,) int64 labels or (B, …) float32 numbers. Batches are made
+when they are asked for.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Prepared:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; where targets are numbers, how many there are per sample."""
         return self.dataset.classes
 
     @property
@@ -73,8 +74,8 @@ class Prepared:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample with its label, as it is sent."""
-        return 4 * int(np.prod(self.sample_shape)) + 8
+        """Bytes of one sample with its target, as it is sent."""
+        return 4 * int(np.prod(self.sample_shape)) + self.dataset.target_bytes
 
     def model_spec(self, config: RunConfig) -> ModelSpec:
         """The configured model for these data. Of feature vectors each feature is a channel of one pixel."""
@@ -123,6 +124,9 @@ def prepare(config: RunConfig, dataset: Dataset) -> Prepared:
     partitions. Raises DataError where the samples do not suffice or do not suit the model.
     """
     data, seed = config.data, config.seed
+    dataset.check_loss(config.loss)
+    if data.partition == "label_shards" and not dataset.labelled:
+        raise DataError(f"data.partition is label_shards, but the targets of {dataset.provenance} are no labels")
     shape = _sample_shape(config, dataset)
     remaining = np.arange(len(dataset.train_x), dtype=np.int64)
     if dataset.test_x is None:

@@ -17,13 +17,14 @@ from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
 from contract.errors import DataError, PeerlessError
-from peerless.data.dataset import Dataset, Values, count_classes, label_array, sample_array
+from peerless.data.dataset import Dataset, Targets, Values, count_classes, sample_array, target_array
 
 
 def from_torch_dataset(dataset: object, test: object = None, *, provenance: str = "own data set") -> Dataset:
     """Read a torch Dataset, or a (training, test) pair of them, into memory.
 
-    A sample is (x, y): x a tensor or array of shape (F,), (H, W) or (C, H, W), or a Pillow image; y a whole number.
+    A sample is (x, y): x a tensor or array of shape (F,), (H, W) or (C, H, W), or a Pillow image; y a whole number
+    (a label), a floating-point number, or an array of numbers.
     uint8 stays uint8, everything else becomes float32. A Dataset of ours is returned as it is. Raises DataError.
     """
     if isinstance(dataset, Dataset):
@@ -37,8 +38,8 @@ def from_torch_dataset(dataset: object, test: object = None, *, provenance: str 
     train_x, train_y = _read(dataset, provenance)
     test_x, test_y = (None, None) if test is None else _read(test, f"{provenance}, test set")
     classes = count_classes(train_y, test_y, where=provenance)
-    names = _class_names(dataset)
-    if len(names) >= classes:
+    names = _class_names(dataset) if train_y.dtype == np.int64 else ()
+    if names and len(names) >= classes:
         classes = len(names)
     else:
         names = ()
@@ -123,10 +124,10 @@ def _class_names(dataset: object) -> tuple[str, ...]:
     return ()
 
 
-def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
+def _read(dataset: object, where: str) -> tuple[Values, Targets]:
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        inputs, targets = (_numpy(tensor) for tensor in dataset.tensors)
-        return _with_channels(sample_array(inputs, where), where), label_array(targets, where)
+        inputs, labels = (_numpy(tensor) for tensor in dataset.tensors)
+        return _with_channels(sample_array(inputs, where), where), target_array(labels, where)
     # torch gives every Dataset a __getitem__, which an iterable one must not be asked for.
     by_index = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
     length = len(dataset) if isinstance(dataset, Sized) and by_index else None
@@ -135,9 +136,9 @@ def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
     first: NDArray[Any] | None = None
     values: list[NDArray[Any]] = []
     block: NDArray[Any] | None = None
-    labels: list[int] = []
+    targets: list[NDArray[Any]] = []
     for index, sample in enumerate(_samples(dataset, length, where)):
-        x, label = _sample(sample, f"{where}, sample {index}")
+        x, target = _sample(sample, f"{where}, sample {index}")
         if first is None:
             first = x
             # One block where the length is known, because a list of arrays and their stack would need it twice.
@@ -151,10 +152,15 @@ def _read(dataset: object, where: str) -> tuple[Values, NDArray[np.int64]]:
             values.append(x.copy())  # an iterator may use one buffer for all samples
         else:
             block[index] = x
-        labels.append(label)
+        if targets and target.shape != targets[0].shape:
+            raise DataError(
+                f"{where}: the target of sample {index} has shape {target.shape}, that of the first {targets[0].shape}"
+            )
+        targets.append(target)
     if first is None:
         raise DataError(f"{where} is empty")
-    return _with_channels(np.stack(values) if block is None else block, where), np.array(labels, dtype=np.int64)
+    samples = _with_channels(np.stack(values) if block is None else block, where)
+    return samples, target_array(np.stack(targets), where)
 
 
 def _samples(dataset: object, length: int | None, where: str) -> Iterator[object]:
@@ -172,7 +178,7 @@ def _samples(dataset: object, length: int | None, where: str) -> Iterator[object
         raise DataError(f"{where}: reading a sample raised {type(error).__name__}: {error}") from error
 
 
-def _sample(sample: object, where: str) -> tuple[NDArray[Any], int]:
+def _sample(sample: object, where: str) -> tuple[NDArray[Any], NDArray[Any]]:
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise DataError(f"{where}: expected a pair (x, y), got {type(sample).__name__}")
     x, y = sample
@@ -185,10 +191,12 @@ def _sample(sample: object, where: str) -> tuple[NDArray[Any], int]:
         raise DataError(f"{where}: x must be a tensor, an array or an image, but is {type(x).__name__}")
     if not 1 <= x.ndim <= 3:
         raise DataError(f"{where}: x has shape {x.shape}; wanted is (features,), (H, W) or (C, H, W)")
-    label = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
-    if label.size != 1 or label.dtype.kind not in "iu":
-        raise DataError(f"{where}: y must be one whole number, but is {label.dtype} of shape {label.shape}")
-    return sample_array(x, where), int(label.reshape(()))
+    target = np.array(_numpy(y) if isinstance(y, torch.Tensor) else y)
+    if not target.size or target.dtype.kind not in "iufb":
+        raise DataError(f"{where}: y must be a number or an array of numbers, but is {target.dtype} of {target.shape}")
+    if target.size == 1 and target.dtype.kind in "iu":
+        target = target.reshape(())
+    return sample_array(x, where), target
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:

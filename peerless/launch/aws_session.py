@@ -24,7 +24,7 @@ from peerless.launch.groups import Groups
 from peerless.launch.interrupts import Interrupts
 from peerless.launch.run_folder import RunFolder
 from peerless.launch.upload import provide
-from peerless.launch.workload import Workload, batches_per_round
+from peerless.launch.workload import Workload, invocations_per_round
 from peerless.report.progress import Observer
 from statemachines import Mode
 
@@ -73,7 +73,7 @@ class Session:
         """Tell what will make the run slower; raise ConfigError for what would keep it from running."""
         for difference in fit.differences(config, self._deployment.settings):
             self._observer.note(f"note: {difference}")
-        batches = batches_per_round(config, work.prepared.batches)
+        batches = invocations_per_round(config, work.prepared.batches)
         for finding in quotas.before_training(self._account.client, self._deployment.settings, config, batches):
             if finding.state == quotas.FAILED:
                 raise ConfigError(finding.sentence())
@@ -114,7 +114,7 @@ class Session:
             mode = Mode(config.compute.state_machine)
             if mode is Mode.PARALLEL:
                 self._made_machines = True
-                counts = batches_per_round(config, batches)
+                counts = invocations_per_round(config, batches)
                 machines = parallel.create(self._account.client, self._deployment, config, self._run, counts)
             else:
                 machines = self._deployment.machines(mode)[: self._peers]

@@ -45,7 +45,7 @@ from peerless.launch.resources import create_machine, delete_bucket, machine_ord
 from peerless.launch.result import LEFT, UNFINISHED
 from peerless.launch.resume import last_spec
 from peerless.launch.run_folder import RunFolder
-from peerless.launch.workload import batches_per_round, resolve_mode
+from peerless.launch.workload import invocations_per_round, resolve_mode
 from peerless.report.progress import Observer
 
 #: What `--set` may say of a newcomer's data; how they are preprocessed and cut into batches is the run's.
@@ -216,7 +216,7 @@ class Guest:
         except (BotoCoreError, ClientError) as error:
             raise LocalStackError(f"bucket {self._bucket} cannot be created: {error}") from error
         if spec.config.compute.service == "lambda":
-            (count,) = batches_per_round(spec.config, prepared.batches)
+            (count,) = invocations_per_round(spec.config, prepared.batches)
             self._order = machine_order(spec.config, self._machine, self._function_arn(), count)
             self._arn = create_machine(self._states, self._order)
         self._observer.note(f"uploading {prepared.batches[0]} batches of {prepared.samples[0]} samples")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from contract.clock import Clock
-from contract.config import RunConfig
+from contract.config import RunConfig, local_workers
 from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
 from contract.joining import Joined, joined_ranks
@@ -36,7 +36,7 @@ from peerless.launch.memory import MemoryMeter
 from peerless.launch.parts import Parts
 from peerless.launch.resources import DeployedResources, LocalResources, Resources, one_run_at_a_time
 from peerless.launch.run_folder import LOCAL_FOLDER, RunFolder
-from peerless.launch.workload import batches_per_round
+from peerless.launch.workload import invocations_per_round
 from peerless.report.progress import Observer
 
 TestBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -83,14 +83,14 @@ class Session:
 
     def make_resources(self, batches: tuple[int, ...]) -> tuple[str, ...]:
         """Buckets, workers and state machines; the machines' ARNs by rank. `batches` are those of the partitions."""
-        counts = batches_per_round(self._config, batches)
+        counts = invocations_per_round(self._config, batches)
         return self._desk.resources.provide(self._config, counts, self._environment(), self._workers())
 
     def bring(self, guests: Sequence[Joined]) -> None:
         """State machines for those who had joined an earlier part of the run."""
         for guest in guests:
             if guest.state_machine:
-                (count,) = batches_per_round(self._config, (guest.batches,))
+                (count,) = invocations_per_round(self._config, (guest.batches,))
                 self._desk.resources.add(self._config, guest.state_machine.rpartition(":")[2], count)
 
     def ready(self, spec: RunSpec) -> None:
@@ -207,7 +207,7 @@ class Session:
         return own_environment(self._config, self._desk.folder, self._desk.code_digest)
 
     def _workers(self) -> int:
-        return self._config.compute.local_workers or _cores()
+        return local_workers(self._config.compute, _cores())
 
 
 def start_peer(stack: ExitStack, folder: RunFolder, places: Places, rank: int, environment: dict[str, str]) -> Child:

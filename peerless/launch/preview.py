@@ -49,6 +49,8 @@ def preview(path: Path, overrides: Sequence[str], log: Callable[[str], None]) ->
 
 
 def label_counts(prepared: Prepared) -> list[list[int]]:
-    """Training samples of each label, by rank."""
+    """Training samples of each label, by rank; empty where targets are numbers."""
     labels = prepared.dataset.train_y
+    if not prepared.dataset.labelled:
+        return [[] for _ in prepared.partitions]
     return [np.bincount(labels[part], minlength=prepared.classes).tolist() for part in prepared.partitions]

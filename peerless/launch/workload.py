@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from contract import models, tensors
+from contract.batches import share_count
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
 from contract.modelspec import ModelSpec
+from contract.objective import loss_function
 from peerless import data
 from statemachines import choose_mode
 
@@ -33,6 +35,7 @@ class Workload:
                 f"loss is nll, which takes log-probabilities, but the model {config.model} gives logits: "
                 "use cross_entropy"
             )
+        loss_function(config.loss)  # an own one is imported now, and not first by a worker
         prepared = data.prepare(config, data.load(config.data, log=log) if dataset is None else dataset)
         spec = prepared.model_spec(config)
         model = models.initial_weights(spec, config.seed)
@@ -52,6 +55,13 @@ class Workload:
 def batches_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
     """The most batches of one round, by rank."""
     return tuple(min(count, config.batches_per_round or count) for count in batches)
+
+
+def invocations_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The most invocations of one round, by rank."""
+    per_worker = config.compute.batches_per_worker
+    most = per_worker if isinstance(per_worker, int) else 1
+    return tuple(share_count(count, most) for count in batches_per_round(config, batches))
 
 
 def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:

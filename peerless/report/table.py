@@ -18,12 +18,15 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
     head.add_column(style="bold")
     head.add_column()
     accuracy = summary["test_accuracy"]
+    tested = "not measured" if accuracy is None else f"{accuracy:.2%}"
+    if accuracy is None and summary["test_loss"] is not None:
+        tested = f"none for these targets; the test loss is {summary['test_loss']:.4g}"
     hashes = set(summary["weights_sha256"].values())
     same = "the same on all peers" if len(hashes) == 1 else f"{len(hashes)} different ones"
     rows = {
         "ended by": f"{summary['reason']}, after {summary['rounds']} rounds ({summary['epochs']} whole epochs)",
         "peers": f"{summary['peers']} ({summary['mode']}), {summary['peers_lost']} lost" + _restarted(summary),
-        "test accuracy": "not measured" if accuracy is None else f"{accuracy:.2%}",
+        "test accuracy": tested,
         "final weights": f"{next(iter(sorted(hashes)))[:16]}… ({same})" if hashes else "none",
         "gradients": f"{summary['gradient_service']}, {summary['lambda_invocations']} invocations, "
         f"{summary['state_machine_executions']} executions",

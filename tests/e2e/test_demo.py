@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.reporting import cores
 from tests.e2e.conftest import ROOT, Workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,7 +54,11 @@ def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], tmp_path: Path
 
 def test_the_round_benchmark_finds_equal_work_on_both_sides() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "round"],
+        [
+            sys.executable,
+            "-c",
+            "from benchmarks import reporting, round; print(reporting.line('round', round.whole()))",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -64,3 +69,4 @@ def test_the_round_benchmark_finds_equal_work_on_both_sides() -> None:
     figures = {figure["name"]: figure["value"] for figure in json.loads(done.stdout)["results"]}
     assert figures["invocations_over_batches"] == 1
     assert {"round_over_bare_torch", "seconds_per_round", "seconds_compute"} <= set(figures)
+    assert 1 <= figures["weights_downloads"] <= cores(), "per round, by so many warm workers"

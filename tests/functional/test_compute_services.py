@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from contract import wire
+from contract.ahead import one_ahead
 from contract.batches import BatchRef
 from contract.clock import SystemClock
 from contract.env import WorkerEnv
@@ -19,7 +20,6 @@ from contract.errors import ConfigError, GradientFailed, NonFiniteGradient, Stor
 from contract.keys import Place
 from lambdas.gradient_worker.handler import GradientWorker
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService, gradient_service
-from peer_agent.compute.batches import one_ahead
 from peer_agent.ports import RoundGradient
 from tests.fakes.clock import FakeClock
 from tests.fakes.gradient_run import COUNTS, INCARNATION, RANK, ROUND, GradientRun, prepare

@@ -158,8 +158,8 @@ def test_a_worker_has_every_variable_that_its_handler_reads_and_no_other(
         environment = Recorder(in_lambda)
         WorkerEnv.read(environment)
         ours = environment.asked - NOT_OURS
-        # Where there is no own code, its folder is not set on purpose.
-        unset = set() if on_aws.settings.code_dir else {"PEERLESS_CODE_DIR"}
+        # Sandboxes of Lambda share no folder; where there is no own code, its folder is not set on purpose.
+        unset = {"PEERLESS_SHARED_DIR"} | (set() if on_aws.settings.code_dir else {"PEERLESS_CODE_DIR"})
         assert set(variables) == (ours - unset) | LIBRARIES, where
         assert {variables[name] for name in LIBRARIES} == {str(on_aws.settings.threads)}
 

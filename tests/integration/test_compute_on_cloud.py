@@ -99,6 +99,28 @@ def test_every_mode_gives_the_local_gradient(
     assert not [key for key in deployed.store.list(bucket, "") if "/gradients/" in key or "/items/" in key]
 
 
+def test_worker_processes_that_start_at_once_fetch_the_weights_once(
+    deploy: Callable[[str, str], Deployed], local_cloud: LocalCloud, unique: str
+) -> None:
+    arn = local_cloud.register_function(
+        unique,
+        handler="lambdas.gradient_worker.handler.handler",
+        workers=3,
+        timeout_seconds=60,
+        memory_mb=1_769,
+        env={},
+    )
+    try:
+        deployed = deploy("inline_map", arn)
+        work = deployed.service.compute(**deployed.run.arguments()).work
+    finally:
+        local_cloud.remove_function(unique)
+    assert work is not None
+    assert work.weights_fetched == 1
+    assert 1 <= work.cold_starts <= 3
+    assert (work.batches_per_worker, work.step_seconds > 0) == (1, True)
+
+
 @pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel", "express"])
 def test_a_failed_batch_is_named(deploy: Callable[[str, str], Deployed], function: str, bucket: str, mode: str) -> None:
     deployed = deploy(mode, function)

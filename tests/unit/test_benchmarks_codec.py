@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import torch_qsgd
 from benchmarks.codec import FORMS, equal, figures, import_milliseconds, medians, near, relative_error, same_values
+from benchmarks.comparison import UnequalWorkError
 from benchmarks.gradient import BLOCK, kurtosis, tiled
-from benchmarks.round import UnequalWorkError
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 BUCKET, ROUNDS = 128, 2_000

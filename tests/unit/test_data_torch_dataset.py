@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -101,10 +102,11 @@ def test_an_iterable_dataset_is_read_to_its_end():
         (Listed([(torch.ones(3), 0), (torch.ones(3, dtype=torch.uint8), 0)]), "sample 1 is uint8"),
         (Listed([(torch.ones(1, 1, 1, 1), 0)]), "sample 0: x has shape"),
         (Listed([("text", 0)]), "sample 0: x must be"),
-        (Listed([(torch.ones(3), 0.5)]), "sample 0: y must be"),
-        (Listed([(torch.ones(3), torch.ones(2, dtype=torch.int64))]), "sample 0: y must be"),
+        (Listed([(torch.ones(3), "one")]), "sample 0: y must be"),
+        (Listed([(torch.ones(3), torch.ones(2)), (torch.ones(3), torch.ones(3))]), "target of sample 1 has shape"),
+        (Listed([(torch.ones(3), math.inf)]), "targets that are NaN or infinite"),
         (Listed([(torch.ones(3), -1)]), "label -1"),
-        (TensorDataset(torch.ones(3, 2), torch.ones(3)), "whole numbers"),
+        (TensorDataset(torch.ones(3, 2), torch.ones(3) * 1j), "whole numbers"),
         (TensorDataset(torch.ones(3, 2, 2, 2, 2), torch.ones(3, dtype=torch.int64)), "samples of shape"),
     ],
 )

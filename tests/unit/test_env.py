@@ -34,6 +34,7 @@ def test_everything_set(tmp_path: Path) -> None:
         "AWS_ENDPOINT_URL": "http://127.0.0.1:4566",
         "PEERLESS_BROKER_URL": "amqp://guest:guest@127.0.0.1:5672/%2f",
         "PEERLESS_CODE_DIR": str(tmp_path),
+        "PEERLESS_SHARED_DIR": str(tmp_path),
         "PEERLESS_ACCOUNT": "123456789012",
     }
     env = AgentEnv.read(environ)
@@ -41,7 +42,8 @@ def test_everything_set(tmp_path: Path) -> None:
     assert (env.endpoint_url, env.region, env.code_dir) == ("http://127.0.0.1:4566", "us-east-1", tmp_path)
     assert env.account == "123456789012"
     worker = WorkerEnv.read(environ)
-    assert (worker.endpoint_url, worker.region, worker.code_dir) == ("http://127.0.0.1:4566", "us-east-1", tmp_path)
+    assert (worker.endpoint_url, worker.region) == ("http://127.0.0.1:4566", "us-east-1")
+    assert (worker.code_dir, worker.shared_dir) == (tmp_path, tmp_path)
 
 
 def test_the_password_is_not_shown() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from contract.batches import BatchRef
+from contract.batches import BatchRef, Share
 from contract.errors import CorruptObject, PeerlessError
 from contract.keys import Place, Places
 from contract.modelspec import ModelSpec
@@ -62,6 +62,20 @@ def test_common_and_batch_make_the_event() -> None:
     assert GradientTask.from_event(event) == replace(task, batch=replace(task.batch, index=5))
 
 
+def test_several_batches_make_one_event() -> None:
+    task = a_task()
+    others = tuple(replace(task.batch, index=index) for index in (9, 2))
+    several = replace(task, more=others)
+    assert [batch.index for batch in several.batches] == [4, 9, 2]
+    whole = json.loads(inline_input(task.common_dict(), [Share(several.batches), Share((task.batch,))]))
+    assert "more" not in whole["common"]
+    made = [GradientTask.from_event({"common": whole["common"], "batch": item}) for item in whole["batches"]]
+    assert made == [several, task]
+    assert GradientTask.from_event(json.loads(json.dumps(several.to_event()))) == several
+    assert several.output == task.output
+    assert whole["batches"][1] == task.batch.to_dict()
+
+
 def test_places_follow_from_the_table() -> None:
     task = a_task()
     bucket = task.places.peer_buckets[1]
@@ -94,8 +108,9 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 def test_an_answer_survives_json() -> None:
     answer = GradientAnswer(
-        batch=1, key="k", digest="ab" * 32, samples=3, loss=0.5, seconds=1.25, peak_bytes=2**30, cold_start=True
-    )
+        batch=1, key="k", digest="ab" * 32, samples=3, loss=0.5, seconds=1.25, step_seconds=0.5, peak_bytes=2**30,
+        cold_start=True, weights_fetched=False,
+    )  # fmt: skip
     assert GradientAnswer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
     with pytest.raises(CorruptObject):
         GradientAnswer.from_dict({"batch": 1})
