@@ -165,11 +165,6 @@ class ComputeConfig(Section):
         return value
 
 
-def local_workers(compute: ComputeConfig, cores: int) -> int:
-    """Worker processes of a local Lambda service on a machine of so many cores."""
-    return compute.local_workers or max(1, cores // compute.threads)
-
-
 class ExchangeConfig(Section):
     """How peers exchange contributions and agree on a round."""
 
@@ -417,6 +412,11 @@ class RunConfig(Section):
     def to_json(self) -> str:
         """The complete configuration as one line of JSON with sorted keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def local_workers(compute: ComputeConfig, cores: int) -> int:
+    """Worker processes of a local Lambda service on a machine of so many cores."""
+    return compute.local_workers or max(1, cores // compute.threads)
 
 
 def _known(value: str, built_in: tuple[str, ...], what: str) -> str:

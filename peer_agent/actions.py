@@ -270,7 +270,8 @@ class Actions:
         flat, buffers = self.update.flat, self.update.buffers
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
-            self.meter.end(gradient.invocations, gradient.executions, self.ports.clock.monotonic())
+            per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
+            self.meter.end(gradient.invocations, gradient.executions, self.ports.clock.monotonic(), per_worker)
             self.invocations += gradient.invocations
             self.executions += gradient.executions
             own.gradient = gradient

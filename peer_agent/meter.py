@@ -18,8 +18,8 @@ INLINE_AT_ONCE, DISTRIBUTED_AT_ONCE = 40, 10_000
 #: State transitions at most: of an execution besides its tasks, and of a task (start, the task itself, end, where it
 #: is a child execution of its own).
 EXECUTION_TRANSITIONS, TASK_TRANSITIONS = 4, 3
-#: A worker reads weights and batch and writes its gradient; its store may ask again, which is seldom.
-WORKER_GETS, WORKER_PUTS = 2, 1
+#: A worker reads weights (and its batches) and writes its gradient; its store may ask again, which is seldom.
+WORKER_GETS, WORKER_PUTS = 1, 1
 
 
 def at_once(compute: ComputeConfig, invocations: int) -> int:
@@ -30,13 +30,17 @@ def at_once(compute: ComputeConfig, invocations: int) -> int:
     return min(invocations, min(compute.concurrency or most, most))
 
 
-def stage_usd(prices: Prices, compute: ComputeConfig, *, invocations: int, executions: int, seconds: float) -> float:
-    """At most so many US dollars did a compute stage cost that lasted `seconds`."""
+def stage_usd(
+    prices: Prices, compute: ComputeConfig, *, invocations: int, executions: int, seconds: float, per_worker: int = 1
+) -> float:
+    """At most so many US dollars did a compute stage cost that lasted `seconds`; `per_worker` is the most batches of an
+    invocation."""
+    gets = WORKER_GETS + per_worker
     gb_seconds = at_once(compute, invocations) * seconds * compute.memory_mb / 1_024
     transitions = executions * EXECUTION_TRANSITIONS + invocations * TASK_TRANSITIONS
     return (
         gb_seconds * prices.lambda_usd_per_gb_second
-        + invocations * (prices.lambda_usd_per_request + WORKER_GETS * prices.get_usd + WORKER_PUTS * prices.put_usd)
+        + invocations * (prices.lambda_usd_per_request + gets * prices.get_usd + WORKER_PUTS * prices.put_usd)
         + transitions * prices.transition_usd
     )
 
@@ -61,12 +65,17 @@ class Meter:
         """A compute stage of so many batches begins."""
         self._running = (batches if self._compute.service == "lambda" else 0, moment)
 
-    def end(self, invocations: int, executions: int, moment: float) -> None:
-        """It has ended, and took so many invocations, retries included."""
+    def end(self, invocations: int, executions: int, moment: float, per_worker: int = 1) -> None:
+        """It has ended, and took so many invocations, retries included, of at most `per_worker` batches each."""
         if self._prices is not None and self._running is not None:
             seconds = moment - self._running[1]
             self._stages += stage_usd(
-                self._prices, self._compute, invocations=invocations, executions=executions, seconds=seconds
+                self._prices,
+                self._compute,
+                invocations=invocations,
+                executions=executions,
+                seconds=seconds,
+                per_worker=per_worker,
             )
         self._running = None
 

@@ -60,14 +60,14 @@ def deploy(
     machines: list[str] = []
     services: list[StepFunctionsGradientService] = []
 
-    def deployed(mode: str, function: str) -> Deployed:
+    def deployed(mode: str, function: str, model: str = "cnn") -> Deployed:
         express, mode = mode == "express", "inline_map" if mode == "express" else mode
         made = definition(Mode(mode), function_arn=function, batches=len(COUNTS), concurrency=0, timeout_seconds=60)
         machine = aws("stepfunctions").create_state_machine(
             name=unique, definition=json.dumps(made), roleArn=ROLE, type="EXPRESS" if express else "STANDARD"
         )
         machines.append(machine["stateMachineArn"])
-        run = prepare(store, "cnn", machine=machines[-1], buckets=(bucket, bucket), state_machine=mode)
+        run = prepare(store, model, machine=machines[-1], buckets=(bucket, bucket), state_machine=mode)
         if express:
             config = run.spec.config.model_copy(update={"aws": AwsConfig(express=True)})
             run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, config=config))
@@ -100,7 +100,7 @@ def test_every_mode_gives_the_local_gradient(
 
 
 def test_worker_processes_that_start_at_once_fetch_the_weights_once(
-    deploy: Callable[[str, str], Deployed], local_cloud: LocalCloud, unique: str
+    deploy: Callable[[str, str, str], Deployed], local_cloud: LocalCloud, unique: str
 ) -> None:
     arn = local_cloud.register_function(
         unique,
@@ -111,7 +111,7 @@ def test_worker_processes_that_start_at_once_fetch_the_weights_once(
         env={},
     )
     try:
-        deployed = deploy("inline_map", arn)
+        deployed = deploy("inline_map", arn, "mlp")  # weights that no worker of this machine has fetched before
         work = deployed.service.compute(**deployed.run.arguments()).work
     finally:
         local_cloud.remove_function(unique)

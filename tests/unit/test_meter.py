@@ -60,6 +60,8 @@ def test_a_stage_by_hand() -> None:
     expected = 10 * 2 * 6 * 1e-5 + 10 * (2e-7 + 2 * 4e-7 + 5e-6) + 34 * 2.5e-5
     assert stage_usd(PRICES, compute(), invocations=10, executions=1, seconds=6.0) == pytest.approx(expected)
     assert stage_usd(PRICES, compute(), invocations=0, executions=0, seconds=6.0) == 0.0
+    several = stage_usd(PRICES, compute(), invocations=10, executions=1, seconds=6.0, per_worker=8)
+    assert several == pytest.approx(expected + 10 * 7 * PRICES.get_usd), "each batch is read once"
 
 
 def test_it_is_never_below_what_aws_would_bill() -> None:
