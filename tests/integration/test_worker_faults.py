@@ -1,6 +1,7 @@
 """Every way in which a worker can fail, in real processes behind MiniStack: what comes of the round, in numbers.
 
-One function with two warm processes serves all tests; its workers reach S3 through a proxy that fails as told.
+One function with two warm processes serves all tests but those of the time limit, for which there is one whose limit is
+short; the workers reach S3 through a proxy that fails as told.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from statemachines import Mode, definition
 from tests.chaos.s3_proxy import S3Proxy
 from tests.fakes.gradient_run import COUNTS, RANK, GradientRun, prepare
 
-FUNCTION, THROTTLED = "faulty-worker", "throttled-worker"
+FUNCTION, THROTTLED, HASTY = "faulty-worker", "throttled-worker", "hasty-worker"
 ROLE = "arn:aws:iam::000000000000:role/peerless-local"
 #: A worker has some 250 MB with torch; what hoards takes twice that. A busy machine takes a second for 300 MB.
 MEMORY_MB, HOARD_MB = 480, 450
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS, HASTY_SECONDS = 40, 3
 BROKEN = 1
 OTHERS = sum(COUNTS) - COUNTS[BROKEN]
 
@@ -70,8 +71,7 @@ class Stage:
     cloud: LocalCloud
     s3: S3Proxy
     faults: Path
-    function_arn: str
-    throttled_arn: str
+    arns: dict[str, str]
     throttle: Throttle
 
     def tell(self, kind: str, times: int = 99, **more: Any) -> None:
@@ -81,15 +81,12 @@ class Stage:
     def heal(self) -> None:
         self.faults.write_text("{}")
 
-    def counters(self) -> dict[str, Any]:
-        return self.cloud.function_counters(FUNCTION)
-
     @contextmanager
-    def counted(self) -> Iterator[dict[str, Any]]:
+    def counted(self, function: str = FUNCTION) -> Iterator[dict[str, Any]]:
         """What the Lambda service counted meanwhile: invocations, and errors by name."""
-        before, found = self.counters(), dict[str, Any]()
+        before, found = self.cloud.function_counters(function), dict[str, Any]()
         yield found
-        after = self.counters()
+        after = self.cloud.function_counters(function)
         found["invocations"] = after["invocations"] - before["invocations"]
         errors = {name: n - before["errors_by_name"].get(name, 0) for name, n in after["errors_by_name"].items()}
         found["errors"] = {name: n for name, n in errors.items() if n}
@@ -100,14 +97,17 @@ def stage(local_cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> 
     faults = tmp_path_factory.mktemp("faults") / "faults.json"
     faults.write_text("{}")
     with S3Proxy(local_cloud.endpoint_url) as proxy:
-        arn = local_cloud.register_function(
-            FUNCTION,
-            handler="tests.fakes.faulty_worker.handler",
-            workers=2,
-            timeout_seconds=TIMEOUT_SECONDS,
-            memory_mb=MEMORY_MB,
-            env={"FAULTS": str(faults), "AWS_ENDPOINT_URL": proxy.endpoint_url},
-        )
+        arns = {
+            name: local_cloud.register_function(
+                name,
+                handler="tests.fakes.faulty_worker.handler",
+                workers=workers,
+                timeout_seconds=seconds,
+                memory_mb=MEMORY_MB,
+                env={"FAULTS": str(faults), "AWS_ENDPOINT_URL": proxy.endpoint_url},
+            )
+            for name, workers, seconds in ((FUNCTION, 2, TIMEOUT_SECONDS), (HASTY, 1, HASTY_SECONDS))
+        }
         throttle = Throttle(f"{local_cloud.lambda_url}/peerless/proxy/{FUNCTION}")
         lambda_ = local_cloud.client("lambda")
         throttled = lambda_.create_function(
@@ -120,13 +120,14 @@ def stage(local_cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> 
         )
         serving = threading.Thread(target=throttle.server.serve_forever, kwargs={"poll_interval": 0.05})
         serving.start()
-        assert local_cloud.wait_function(FUNCTION, 60)
-        yield Stage(local_cloud, proxy, faults, arn, throttled["FunctionArn"], throttle)
+        assert all(local_cloud.wait_function(name, 60) for name in arns)
+        yield Stage(local_cloud, proxy, faults, {**arns, THROTTLED: throttled["FunctionArn"]}, throttle)
         throttle.server.shutdown()
         serving.join()
         throttle.server.server_close()
         lambda_.delete_function(FunctionName=THROTTLED)
-        local_cloud.remove_function(FUNCTION)
+        for name in arns:
+            local_cloud.remove_function(name)
 
 
 @dataclass
@@ -154,24 +155,25 @@ class Deployed:
 def deploy(
     stage: Stage, aws: Callable[[str], Any], bucket: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Deployed]]:
-    """(tolerated, mode, throttled) -> a run with its state machine; removed after the test."""
+    """(tolerated, mode, function) -> a run with its state machine; removed after the test."""
     for name, value in stage.cloud.aws_environment().items():
         monkeypatch.setenv(name, value)
     store = S3Store(region=stage.cloud.region, endpoint_url=stage.cloud.endpoint_url)
     machines: list[str] = []
 
-    def deployed(tolerated: float = 0, mode: str = "inline_map", *, throttled: bool = False) -> Deployed:
+    def deployed(tolerated: float = 0, mode: str = "inline_map", function: str = FUNCTION) -> Deployed:
+        seconds = HASTY_SECONDS if function == HASTY else TIMEOUT_SECONDS
         made = definition(
             Mode(mode),
-            function_arn=stage.throttled_arn if throttled else stage.function_arn,
+            function_arn=stage.arns[function],
             batches=len(COUNTS),
             concurrency=0,
-            timeout_seconds=TIMEOUT_SECONDS,
+            timeout_seconds=seconds,
             tolerated=tolerated,
         )
         machine = aws("stepfunctions").create_state_machine(name=unique, definition=json.dumps(made), roleArn=ROLE)
         machines.append(machine["stateMachineArn"])
-        settings = {"memory_mb": MEMORY_MB, "timeout_seconds": TIMEOUT_SECONDS, "tolerated_failures": tolerated}
+        settings = {"memory_mb": MEMORY_MB, "timeout_seconds": seconds, "tolerated_failures": tolerated}
         run = prepare(store, "cnn", machine=machines[-1], buckets=(bucket, bucket), state_machine=mode, **settings)
         service = StepFunctionsGradientService(
             run.spec, RANK, store=store, endpoint_url=stage.cloud.endpoint_url, clock=SystemClock()
@@ -196,9 +198,10 @@ def deploy(
 def test_what_befalls_a_worker_once_costs_one_more_invocation(
     stage: Stage, deploy: Callable[..., Deployed], kind: str, more: dict[str, Any], error: str
 ) -> None:
-    deployed = deploy()
+    function = HASTY if kind == "hang" else FUNCTION
+    deployed = deploy(function=function)
     stage.tell(kind, times=1, **more)
-    with stage.counted() as counted:
+    with stage.counted(function) as counted:
         found = deployed.compute()
     assert counted == {"invocations": 4, "errors": {error: 1}}
     assert (found.invocations, found.executions, found.samples) == (4, 1, sum(COUNTS))
@@ -265,7 +268,7 @@ def test_a_corrupt_result(stage: Stage, deploy: Callable[..., Deployed], tolerat
 
 
 def test_throttling(stage: Stage, deploy: Callable[..., Deployed]) -> None:
-    deployed = deploy(throttled=True)
+    deployed = deploy(function=THROTTLED)
     stage.throttle.left = 2
     with stage.counted() as counted:
         found = deployed.compute()
@@ -302,7 +305,7 @@ def test_a_worker_that_is_ten_times_slower_costs_its_time_and_nothing_else(
     begun = clock.monotonic()
     deployed.compute()
     usual = clock.monotonic() - begun
-    late = min(10 * usual, TIMEOUT_SECONDS / 2)
+    late = min(10 * usual, 3.0)
     stage.tell("slow", seconds=late)
     begun = clock.monotonic()
     with stage.counted() as counted:
@@ -317,7 +320,7 @@ def test_a_worker_that_is_ten_times_slower_costs_its_time_and_nothing_else(
     ("kind", "more", "error", "told"),
     [
         ("exit", {}, "Runtime.ExitError", r"Runtime exited with error: exit status 7 \(Runtime\.ExitError\)"),
-        ("hang", {}, "Sandbox.Timedout", r"was not done within compute\.timeout_seconds = 5; raise it"),
+        ("hang", {}, "Sandbox.Timedout", r"was not done within compute\.timeout_seconds = 3; raise it"),
         (
             "hoard",
             {"mb": HOARD_MB},
@@ -336,10 +339,11 @@ def test_what_always_befalls_a_worker(
     told: str,
     tolerated: int,
 ) -> None:
-    deployed = deploy(tolerated)
+    function = HASTY if kind == "hang" else FUNCTION
+    deployed = deploy(tolerated, function=function)
     before = deployed.objects()
     stage.tell(kind, **more)
-    with stage.counted() as counted:
+    with stage.counted(function) as counted:
         if tolerated:
             found = deployed.compute()
             assert found.samples == OTHERS
