@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 
 from benchmarks.meeting import Meeting
 from benchmarks.vectors import F32, MODEL
+from contract import models
 from contract.clock import SystemClock
 from contract.codec import codec
 from contract.config import RunConfig
 from contract.errors import RunFailed
 from contract.keys import Place
-from contract.records import Commit
-from contract.sharding import ShardedCodec, bounds
+from contract.records import Commit, Contributor
+from contract.sharding import ShardedCodec, Sharding, bounds
 from contract.store import S3Store
-from contract.wire import decode
+from contract.tensors import Layout
+from contract.wire import decode, decode_header
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
 from peerless import data
@@ -157,11 +159,21 @@ class Crew:
         total = sum(contributor.samples for contributor in commit.contributors)
         mean = np.zeros(elements, np.float64)
         for contributor in commit.contributors:
-            blob = self.store.get(Place(self._places.run_bucket, contributor.key, self._places.account))
+            blob = self._contribution(contributor)
             frame = decode(blob, expected_elements=elements, expected_buffers_bytes=0, digest=contributor.digest)
             values = codec_of(frame.header.codec).decode(frame.payload, elements)
             mean += values.astype(np.float64) * (contributor.samples / total)
         return mean
+
+    def _contribution(self, contributor: Contributor) -> bytes:
+        stored = self.store.get(Place(self._places.run_bucket, contributor.key, self._places.account))
+        header = decode_header(stored)
+        if header.table is None:
+            return stored
+        sharding = Sharding(Layout.of(models.build(self.spec.model)), codec(header.codec), self.config.peers)
+        member = self._proof_round, contributor.rank, contributor.incarnation
+        pieces = [self.store.get(self._places.piece(*member, piece)) for piece in range(len(sharding.pieces))]
+        return sharding.whole(stored, pieces)
 
     def averaged(self) -> F32:
         """`reduce_scatter`: the averages (n,) of all shards of that round, decoded and put together."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from contract import wire
 from contract.codec import GradientCodec, codec
-from contract.errors import CorruptObject, NonFiniteGradient, Superseded, WeightsMismatch
+from contract.errors import CorruptObject, NonFiniteGradient, ObjectMissing, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
 from contract.keys import Place, Places
 from contract.objective import Evaluation
@@ -23,6 +23,7 @@ from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
+from peer_agent.pieces import Pieces
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
 
@@ -48,10 +49,13 @@ class Contributions:
         spool: Spool,
         sign: Callable[[bytes], bytes] = lambda frame: frame,
         doubt: Callable[[FrameHeader], str | None] = lambda header: None,
+        pieces: Pieces | None = None,
     ) -> None:
-        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None."""
+        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None;
+        `pieces` puts and reads the pieces of contributions that are cut."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
         self._sign, self._doubt = sign, doubt
+        self._pieces = pieces or Pieces(store, spec.places)
         self._codec = codec(spec.config.exchange.codec)
         self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
         """This peer's residual; None where error feedback is off."""
@@ -104,15 +108,18 @@ class Contributions:
         self.encoded_bytes += len(frame) - self._layout.buffers_bytes
         return frame
 
-    def store_own(self, frame: bytes) -> tuple[FrameHeader, bytes]:
+    def store_own(self, frame: bytes, members: Sequence[MemberRef] = ()) -> tuple[FrameHeader, bytes]:
         """Create the own frame in S3, and what now is the contribution: earlier bytes that lie there already win.
 
-        Raises Superseded when those are not this peer's contribution from the same weights.
+        `members` are those of the round, in rank order. Raises Superseded when what lies there is not this peer's
+        contribution from the same weights.
         """
         header = wire.decode_header(frame)
         place = self.place(header.round, self._me)
-        if self._store.create(place, frame) is None:
-            earlier = self._store.get(place)
+        if header.table is not None:
+            self._pieces.put(frame, self._sharding(header), self._me, members)
+        if self._store.create(place, frame if header.table is None else wire.header_part(frame)) is None:
+            earlier = self._whole(self._store.get(place))
             found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
@@ -251,13 +258,27 @@ class Contributions:
 
     def _codec_of(self, header: FrameHeader) -> GradientCodec:
         """What decodes a contribution's payload, be it cut or whole."""
-        inner = codec(header.codec)
-        return inner if header.table is None else Sharding(self._layout, inner, len(header.table)).codec
+        return codec(header.codec) if header.table is None else self._sharding(header).codec
+
+    def _sharding(self, header: FrameHeader) -> Sharding:
+        """How a contribution with a table is cut."""
+        return Sharding(self._layout, codec(header.codec), len(header.table or ()))
 
     def read(self, header: FrameHeader) -> bytes | None:
-        """What S3 holds as the contribution that a header names, or None."""
+        """What S3 holds as the contribution that a header names, or None where it does not hold all of it."""
         found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
-        return None if found is None else found[0]
+        try:
+            return None if found is None else self._whole(found[0])
+        except (ObjectMissing, CorruptObject):
+            return None
+
+    def _whole(self, stored: bytes) -> bytes:
+        """The whole frame of what lies in a contribution's place, with the pieces of one that is cut. Raises
+        ObjectMissing, CorruptObject."""
+        header = wire.decode_header(stored)
+        if header.table is None:
+            return stored
+        return self._pieces.whole(stored, self._sharding(header))
 
     def _open(self, frame: bytes, digest: str | None = None) -> Frame:
         """A checked frame that its sender has signed. Raises CorruptObject."""
