@@ -15,7 +15,8 @@ from contract.errors import NonFiniteGradient
 from contract.records import Commit
 from contract.wire import Frame, decode, encode
 from peer_agent.ports import RoundGradient
-from tests.fakes.peers import Cast, Peer, QuadraticGradients
+from tests.fakes.peer_ports import QuadraticGradients
+from tests.fakes.peers import Cast, Peer
 from tests.fakes.sync_runs import commits, configuration, events, exchange, play
 
 N = 51  # parameters of the model
