@@ -128,6 +128,8 @@ class Sharding:
     inner: GradientCodec
     """What encodes each shard, of contributions and of averages alike."""
     shards: int
+    alone: bool = False
+    """Whether each shard is a piece of its own: pieces that are packed cannot be read in ranges."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MAX_SHARDS:
@@ -168,7 +170,7 @@ class Sharding:
     def pieces(self) -> tuple[range, ...]:
         """Which shards each piece holds."""
         total = sum(self.codec.lengths) + self.layout.buffers_bytes
-        count = max(1, min(self.shards, MAX_PIECES, total // PIECE_BYTES))
+        count = self.shards if self.alone else max(1, min(self.shards, MAX_PIECES, total // PIECE_BYTES))
         cuts = [self.shards * piece // count for piece in range(count + 1)]
         return tuple(range(start, stop) for start, stop in itertools.pairwise(cuts))
 

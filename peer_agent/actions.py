@@ -25,6 +25,7 @@ from contract.events import EventLog
 from contract.extensions import MAX_SHARDS
 from contract.history import History
 from contract.objective import Evaluation
+from contract.packing import packing
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
@@ -162,7 +163,7 @@ class Actions:
         self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
         self.update = self.fresh_update(*self._first_weights())
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
-        self.pieces = Pieces(ports.store, spec.places)
+        self.pieces = Pieces(ports.store, spec.places, packing(spec.config.exchange.packing))
         self.contributions = Contributions(
             spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt, self.pieces
         )

@@ -14,8 +14,10 @@ from contract import wire
 from contract.codec import GradientCodec, codec
 from contract.errors import CorruptObject, NonFiniteGradient, ObjectMissing, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
+from contract.header import MAX_HEADER_BYTES
 from contract.keys import Place, Places
 from contract.objective import Evaluation
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
@@ -55,7 +57,8 @@ class Contributions:
         `pieces` puts and reads the pieces of contributions that are cut."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
         self._sign, self._doubt = sign, doubt
-        self._pieces = pieces or Pieces(store, spec.places)
+        self._packing = packing(spec.config.exchange.packing)
+        self._pieces = pieces or Pieces(store, spec.places, self._packing)
         self._codec = codec(spec.config.exchange.codec)
         self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
         """This peer's residual; None where error feedback is off."""
@@ -118,12 +121,15 @@ class Contributions:
         place = self.place(header.round, self._me)
         if header.table is not None:
             self._pieces.put(frame, self._sharding(header), self._me, members)
-        if self._store.create(place, frame if header.table is None else wire.header_part(frame)) is None:
-            earlier = self._whole(self._store.get(place))
+        stored = self._packing.pack(frame) if header.table is None else wire.header_part(frame)
+        if self._store.create(place, stored) is None:
+            earlier = self._whole(self._store.get(place), header)
             found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
+        if header.table is not None:
+            self._pieces.look_for_others(header.round, self._me, members)
         self._note_use(self._decode(frame, checked=True))
         self._spool.keep(header, frame)
         return header, frame
@@ -161,7 +167,7 @@ class Contributions:
         checked = bool(frame)
         if not frame:
             member = MemberRef(rank=header.rank, incarnation=header.incarnation)
-            frame = self._store.get(self.place(header.round, member))
+            frame = self._unpack(self._store.get(self.place(header.round, member)))
         decoded = self._decode(frame, header.digest, checked)
         if decoded.header != header:
             raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
@@ -187,7 +193,7 @@ class Contributions:
         place = (places or self._spec.places).contribution(round, contributor.rank, contributor.incarnation)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
-        frame = self._store.get(place)
+        frame = self._unpack(self._store.get(place))
         decoded = (self._open if places is None else self._decode)(frame, contributor.digest)
         header = decoded.header
         found = header.round, header.rank, header.incarnation, header.samples
@@ -220,7 +226,10 @@ class Contributions:
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
         found = self._store.find(self.place(round, member))
-        return None if found is None else (self._open(found[0]).header, found[0])
+        if found is None:
+            return None
+        frame = self._unpack(found[0])
+        return self._open(frame).header, frame
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
         """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
@@ -262,23 +271,27 @@ class Contributions:
 
     def _sharding(self, header: FrameHeader) -> Sharding:
         """How a contribution with a table is cut."""
-        return Sharding(self._layout, codec(header.codec), len(header.table or ()))
+        alone = not self._packing.in_ranges
+        return Sharding(self._layout, codec(header.codec), len(header.table or ()), alone)
 
     def read(self, header: FrameHeader) -> bytes | None:
         """What S3 holds as the contribution that a header names, or None where it does not hold all of it."""
         found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
         try:
-            return None if found is None else self._whole(found[0])
+            return None if found is None else self._whole(found[0], header)
         except (ObjectMissing, CorruptObject):
             return None
 
-    def _whole(self, stored: bytes) -> bytes:
-        """The whole frame of what lies in a contribution's place, with the pieces of one that is cut. Raises
-        ObjectMissing, CorruptObject."""
-        header = wire.decode_header(stored)
-        if header.table is None:
-            return stored
-        return self._pieces.whole(stored, self._sharding(header))
+    def _whole(self, stored: bytes, like: FrameHeader) -> bytes:
+        """The whole frame of what lies in a contribution's place, with the pieces of one that is cut as `like` is.
+
+        Raises ObjectMissing, CorruptObject.
+        """
+        return self._unpack(stored) if like.table is None else self._pieces.whole(stored, self._sharding(like))
+
+    def _unpack(self, stored: bytes) -> bytes:
+        most = MAX_HEADER_BYTES + self._codec.encoded_bytes(self._layout.elements) + self._layout.buffers_bytes
+        return self._packing.unpack(stored, most)
 
     def _open(self, frame: bytes, digest: str | None = None) -> Frame:
         """A checked frame that its sender has signed. Raises CorruptObject."""

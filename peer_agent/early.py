@@ -16,6 +16,8 @@ from contract.keys import Place
 
 #: Reads under way at a time: while one waits for its answer, the line is the other's.
 AT_ONCE = 2
+#: Of more objects than these none is looked for merely because all may be there by now: half of the looks are too soon.
+FEW = 8
 
 
 @dataclass

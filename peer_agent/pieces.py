@@ -10,25 +10,28 @@ proved by the commit and by the table, like all else, or not used.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from contract import wire
 from contract.errors import CorruptObject
 from contract.extensions import ShardEntry
-from contract.keys import Places
+from contract.keys import Place, Places
+from contract.packing import Packing
 from contract.records import MemberRef
 from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.wire import FrameHeader
-from peer_agent.early import AT_ONCE, EarlyReads
+from peer_agent.early import AT_ONCE, FEW, EarlyReads
 
 
 class Pieces:
     """One peer's dealings with pieces. Thread-safe, as far as the store is."""
 
-    def __init__(self, store: ObjectStore, places: Places) -> None:
-        self._store, self._places = store, places
+    def __init__(self, store: ObjectStore, places: Places, packed: Packing) -> None:
+        """`packed` is how pieces lie in S3; where that is not in ranges, each shard is a piece."""
+        self._store, self._places, self._packing = store, places, packed
         self.early = EarlyReads()
         """Of this round's objects."""
 
@@ -45,7 +48,7 @@ class Pieces:
         order = [(last + step) % len(pieces) for step in range(1, len(pieces) + 1)]
         places = [self._places.piece(round, *_claim(me), piece) for piece in order]
         with ThreadPoolExecutor(AT_ONCE, "pieces") as pool:
-            puts = [pool.submit(self._store.create, place, pieces[at]) for place, at in zip(places, order, strict=True)]
+            puts = [pool.submit(self._create, place, pieces[at]) for place, at in zip(places, order, strict=True)]
             for step, put in enumerate(puts, 1):
                 put.result()
                 if own is None:
@@ -55,6 +58,13 @@ class Pieces:
                     if extent[0] == turn and member != me:
                         self._look(round, member, own, sharding)
         self.early.look_again()
+
+    def look_for_others(self, round: int, me: MemberRef, members: Sequence[MemberRef]) -> None:
+        """The own contribution is there: look for the leading parts of the others', if these are few."""
+        for member in members if len(members) <= FEW else ():
+            if member != me:
+                place = self._places.contribution(round, *_claim(member))
+                self.early.look(round, place, functools.partial(self._store.get, place))
 
     def shard(self, header: FrameHeader, sharding: Sharding, shard: int) -> tuple[memoryview, memoryview]:
         """Payload and buffers of one shard of a contribution, checked. Raises ObjectMissing, CorruptObject."""
@@ -77,7 +87,8 @@ class Pieces:
             self._places.piece(header.round, header.rank, header.incarnation, piece)
             for piece in range(len(sharding.pieces))
         )
-        pieces = [self._store.get(place) for place in places]
+        lengths = [sum(sharding.extents[shard][2] for shard in shards) for shards in sharding.pieces]
+        pieces = [self._packing.unpack(self._store.get(p), most) for p, most in zip(places, lengths, strict=True)]
         for (piece, at, length), entry in zip(sharding.extents, header.table or (), strict=True):
             _open(pieces[piece][at : at + length], entry)
         return sharding.whole(leading, pieces)
@@ -88,7 +99,13 @@ class Pieces:
 
     def _read(self, round: int, member: MemberRef, shard: int, sharding: Sharding) -> bytes:
         piece, at, length = sharding.extents[shard]
-        return self._store.get_range(self._places.piece(round, *_claim(member), piece), at, length)
+        place = self._places.piece(round, *_claim(member), piece)
+        if self._packing.in_ranges:
+            return self._store.get_range(place, at, length)
+        return self._packing.unpack(self._store.get(place), length)
+
+    def _create(self, place: Place, piece: bytes) -> None:
+        self._store.create(place, self._packing.pack(piece))
 
 
 def _claim(member: MemberRef) -> tuple[int, int]:

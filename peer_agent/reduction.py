@@ -9,6 +9,7 @@ computed again by whoever needs it. docs/decisions/0024 tells what that guarante
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,20 +22,20 @@ from contract.codec import F32, Blob, codec
 from contract.config import AggregationConfig
 from contract.errors import CorruptObject, ObjectMissing
 from contract.extensions import SHARD_TABLE, Extension
-from contract.header import declared_length, header_length
+from contract.header import MAX_HEADER_BYTES, declared_length, header_length
 from contract.keys import Place
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout
 from contract.wire import Frame, FrameHeader
+from peer_agent.early import FEW
 from peer_agent.pieces import Pieces
 from peer_agent.shards import Averaged, Reduction, ahead, average_shard, fill, open_average, read_average
 
 _ROW_BYTES = 48
-#: Averages of more shards are not looked for before all are said to be there: half of the looks come too soon.
-EARLY_AVERAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class Shards:
         `pieces` are those through which the own contribution is put, so that what they fetched early is used."""
         self._spec, self._layout, self._store = spec, layout, store
         self._kept, self._sign, self._genuine, self._scratch = kept, sign, genuine, scratch
-        self._pieces = pieces or Pieces(store, spec.places)
+        self._packing = packing(spec.config.exchange.packing)
+        self._pieces = pieces or Pieces(store, spec.places, self._packing)
         self._codec = codec(spec.config.exchange.codec)
         self._headers: dict[str, FrameHeader] = {}  # by digest
         self._shardings: dict[int, Sharding] = {}
@@ -90,7 +92,7 @@ class Shards:
     def sharding(self, shards: int) -> Sharding:
         """How contributions to a round of so many shards are cut."""
         if shards not in self._shardings:
-            self._shardings = {shards: Sharding(self._layout, self._codec, shards)}
+            self._shardings = {shards: Sharding(self._layout, self._codec, shards, not self._packing.in_ranges)}
         return self._shardings[shards]
 
     def forget_through(self, round: int) -> None:
@@ -161,12 +163,12 @@ class Shards:
     def publish(self, reduction: Reduction, shard: int, averaged: Averaged) -> Made:
         """Create a shard's average in S3, or find the one that was there first; then look for the others, if few."""
         frame, place = self._sign(averaged.frame), self.place(reduction.round, shard)
-        if self._store.create(place, frame) is not None:
+        if self._store.create(place, self._packing.pack(frame)) is not None:
             self._look_for_others(reduction, shard)
             return Made(frame=frame, first=True)
         own, conflict = wire.decode_header(frame), None
         try:
-            earlier = self._store.get(place)
+            earlier = self._read(reduction, shard)
             found = self._open(reduction, shard, earlier)
             conflict = found.header if found.header.digest != own.digest else None
             read_average(reduction.sharding, shard, found, np.empty(own.elements, np.float32))
@@ -176,9 +178,16 @@ class Shards:
 
     def _look_for_others(self, reduction: Reduction, shard: int) -> None:
         count = reduction.sharding.shards
-        for step in range(1, count if count <= EARLY_AVERAGES else 0):
-            place = self.place(reduction.round, (shard - step) % count)
-            self._pieces.early.look(reduction.round, place, functools.partial(self._store.get, place))
+        for step in range(1, count if count <= FEW else 0):
+            other = (shard - step) % count
+            read = functools.partial(self._read, reduction, other)
+            self._pieces.early.look(reduction.round, self.place(reduction.round, other), read)
+
+    def _read(self, reduction: Reduction, shard: int) -> bytes:
+        """The frame of a shard's average, unchecked. Raises ObjectMissing, CorruptObject."""
+        layout = reduction.sharding.layouts[shard]
+        most = MAX_HEADER_BYTES + self._codec.encoded_bytes(layout.elements) + layout.buffers_bytes
+        return self._packing.unpack(self._store.get(self.place(reduction.round, shard)), most)
 
     def listed(self, round: int, shards: int) -> frozenset[int]:
         """The shards whose averages are in S3, with one request."""
@@ -198,8 +207,7 @@ class Shards:
         def read(shard: int) -> bytes:
             if shard in made:
                 return made[shard]
-            place = self.place(reduction.round, shard)
-            return self._pieces.early.take(place) or self._store.get(place)
+            return self._pieces.early.take(self.place(reduction.round, shard)) or self._read(reduction, shard)
 
         for shard, average in enumerate(ahead(read, range(sharding.shards))):
             try:
@@ -238,6 +246,10 @@ class Shards:
         """
         table = Extension(SHARD_TABLE, True, bytes(_ROW_BYTES * shards))
         least = header_length(self._spec.run, self._codec.name, [table])
+        early = self._pieces.early.take(place)
+        if early is not None:
+            with contextlib.suppress(CorruptObject):
+                return wire.verify_header(early)
         leading = self._store.get_range(place, 0, least)
         more = declared_length(leading) - least
         if more < 0:

@@ -14,6 +14,7 @@ from contract.codec import F32, codec
 from contract.config import RunConfig
 from contract.keys import Places
 from contract.modelspec import ModelSpec
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec, ValidationSet
 from contract.seeds import public_seed
@@ -118,7 +119,8 @@ class ShardRound:
         for piece in range(len(sharding.pieces)):
             place = places.piece(ROUND, rank, 0, piece)
             self.shared.objects.pop((place.bucket, place.key), None)
-        Pieces(self.stores[rank], places).put(frame, sharding, MemberRef(rank=rank, incarnation=0))
+        pieces = Pieces(self.stores[rank], places, packing(self.spec.config.exchange.packing))
+        pieces.put(frame, sharding, MemberRef(rank=rank, incarnation=0))
         self.stores[rank].create(self.place(rank), wire.header_part(frame))
 
     def commit(self, contributors: Sequence[int] | None = None) -> Commit:

@@ -9,6 +9,7 @@ import pytest
 from contract import wire
 from contract.errors import CorruptObject, ObjectMissing, StoreUnavailable
 from contract.keys import Place
+from contract.packing import packing
 from contract.records import MemberRef
 from peer_agent.early import EarlyReads
 from peer_agent.pieces import Pieces
@@ -30,7 +31,7 @@ def large() -> ShardRound:
 
 
 def put(large: ShardRound, store: MemoryStore, rank: int) -> Pieces:
-    pieces = Pieces(store, large.spec.places)
+    pieces = Pieces(store, large.spec.places, packing("none"))
     pieces.put(large.frames[rank], large.peers[rank].sharding(4), MEMBERS[rank], MEMBERS)
     return pieces
 
@@ -93,7 +94,7 @@ def test_early_bytes_that_are_not_the_committed_ones_are_read_once_more(large: S
 def test_a_contribution_is_whole_again_from_its_parts_or_refused(large: ShardRound) -> None:
     store = MemoryStore()
     store.objects = dict(large.shared.objects)
-    pieces, sharding = Pieces(store, large.spec.places), large.peers[0].sharding(4)
+    pieces, sharding = Pieces(store, large.spec.places, packing("none")), large.peers[0].sharding(4)
     leading = store.get(large.place(2))
     assert pieces.whole(leading, sharding) == large.frames[2]
     with pytest.raises(CorruptObject, match="cut otherwise"):

@@ -15,8 +15,9 @@ from contract.modelspec import ModelSpec
 from contract.records import MemberRef
 from contract.sharding import Sharding
 from contract.tensors import Layout
+from peer_agent.early import FEW
 from peer_agent.exchange.topology import topology
-from peer_agent.reduction import EARLY_AVERAGES, Gathered
+from peer_agent.reduction import Gathered
 from tests.fakes.shard_round import ROUND, ShardRound, model
 from tests.fakes.store import MemoryStore
 
@@ -51,7 +52,7 @@ def test_bytes_per_peer_stay_flat(peers: int, batchnorm: bool) -> None:
     assert np.allclose(sent, expected.sent / size, rtol=0.02)
     assert np.allclose(received, expected.received / size, rtol=0.03)
     gets = [round.stores[rank].counts.gets for rank in round.members]
-    too_early = peers - 1 if peers <= EARLY_AVERAGES else 0
+    too_early = peers - 1 if peers <= FEW else 0
     assert max(gets) <= 3 * (peers - 1) + 2 + too_early
 
 
