@@ -30,6 +30,10 @@ class Packing(Protocol):
         """What is stored of `data`."""
         ...
 
+    def room(self, most: int) -> int:
+        """No more bytes than these are stored of so many."""
+        ...
+
     def unpack(self, stored: bytes, most: int) -> bytes:
         """What was packed. Raises CorruptObject where that is none, or more than `most` bytes."""
         ...
@@ -40,6 +44,9 @@ class _AsItIs:
 
     def pack(self, data: Blob) -> bytes:
         return bytes(data)
+
+    def room(self, most: int) -> int:
+        return most
 
     def unpack(self, stored: bytes, most: int) -> bytes:
         if len(stored) > most:
@@ -52,6 +59,9 @@ class _Zstd:
 
     def pack(self, data: Blob) -> bytes:
         return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+
+    def room(self, most: int) -> int:
+        return most + most // 256 + 1_024  # ZSTD_COMPRESSBOUND, and a little
 
     def unpack(self, stored: bytes, most: int) -> bytes:
         """The frame says how much it holds, which is looked at before any memory is taken for it."""

@@ -167,7 +167,7 @@ class Contributions:
         checked = bool(frame)
         if not frame:
             member = MemberRef(rank=header.rank, incarnation=header.incarnation)
-            frame = self._unpack(self._store.get(self.place(header.round, member)))
+            frame = self._get(self.place(header.round, member))
         decoded = self._decode(frame, header.digest, checked)
         if decoded.header != header:
             raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
@@ -193,7 +193,7 @@ class Contributions:
         place = (places or self._spec.places).contribution(round, contributor.rank, contributor.incarnation)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
-        frame = self._unpack(self._store.get(place))
+        frame = self._get(place)
         decoded = (self._open if places is None else self._decode)(frame, contributor.digest)
         header = decoded.header
         found = header.round, header.rank, header.incarnation, header.samples
@@ -225,10 +225,10 @@ class Contributions:
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
-        found = self._store.find(self.place(round, member))
+        found = self._store.find(self.place(round, member), self._packing.room(self._most))
         if found is None:
             return None
-        frame = self._unpack(found[0])
+        frame = self._packing.unpack(found[0], self._most)
         return self._open(frame).header, frame
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
@@ -276,9 +276,9 @@ class Contributions:
 
     def read(self, header: FrameHeader) -> bytes | None:
         """What S3 holds as the contribution that a header names, or None where it does not hold all of it."""
-        found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
+        place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
         try:
-            return None if found is None else self._whole(found[0], header)
+            return self._whole(self._store.get(place, self._packing.room(self._most)), header)
         except (ObjectMissing, CorruptObject):
             return None
 
@@ -287,11 +287,18 @@ class Contributions:
 
         Raises ObjectMissing, CorruptObject.
         """
-        return self._unpack(stored) if like.table is None else self._pieces.whole(stored, self._sharding(like))
+        if like.table is not None:
+            return self._pieces.whole(stored, self._sharding(like))
+        return self._packing.unpack(stored, self._most)
 
-    def _unpack(self, stored: bytes) -> bytes:
-        most = MAX_HEADER_BYTES + self._codec.encoded_bytes(self._layout.elements) + self._layout.buffers_bytes
-        return self._packing.unpack(stored, most)
+    def _get(self, place: Place) -> bytes:
+        """A contribution that is not cut. Raises ObjectMissing, CorruptObject."""
+        return self._packing.unpack(self._store.get(place, self._packing.room(self._most)), self._most)
+
+    @property
+    def _most(self) -> int:
+        """Bytes of the longest frame that is not cut."""
+        return MAX_HEADER_BYTES + self._codec.encoded_bytes(self._layout.elements) + self._layout.buffers_bytes
 
     def _open(self, frame: bytes, digest: str | None = None) -> Frame:
         """A checked frame that its sender has signed. Raises CorruptObject."""

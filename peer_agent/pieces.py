@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contract import wire
 from contract.errors import CorruptObject
 from contract.extensions import ShardEntry
+from contract.header import MAX_HEADER_BYTES
 from contract.keys import Place, Places
 from contract.packing import Packing
 from contract.records import MemberRef
@@ -64,7 +65,7 @@ class Pieces:
         for member in members if len(members) <= FEW else ():
             if member != me:
                 place = self._places.contribution(round, *_claim(member))
-                self.early.look(round, place, functools.partial(self._store.get, place))
+                self.early.look(round, place, functools.partial(self._store.get, place, MAX_HEADER_BYTES))
 
     def shard(self, header: FrameHeader, sharding: Sharding, shard: int) -> tuple[memoryview, memoryview]:
         """Payload and buffers of one shard of a contribution, checked. Raises ObjectMissing, CorruptObject."""
@@ -88,7 +89,7 @@ class Pieces:
             for piece in range(len(sharding.pieces))
         )
         lengths = [sum(sharding.extents[shard][2] for shard in shards) for shards in sharding.pieces]
-        pieces = [self._packing.unpack(self._store.get(p), most) for p, most in zip(places, lengths, strict=True)]
+        pieces = [self._get(p, most) for p, most in zip(places, lengths, strict=True)]
         for (piece, at, length), entry in zip(sharding.extents, header.table or (), strict=True):
             _open(pieces[piece][at : at + length], entry)
         return sharding.whole(leading, pieces)
@@ -102,7 +103,10 @@ class Pieces:
         place = self._places.piece(round, *_claim(member), piece)
         if self._packing.in_ranges:
             return self._store.get_range(place, at, length)
-        return self._packing.unpack(self._store.get(place), length)
+        return self._get(place, length)
+
+    def _get(self, place: Place, most: int) -> bytes:
+        return self._packing.unpack(self._store.get(place, self._packing.room(most)), most)
 
     def _create(self, place: Place, piece: bytes) -> None:
         self._store.create(place, self._packing.pack(piece))

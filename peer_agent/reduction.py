@@ -187,7 +187,8 @@ class Shards:
         """The frame of a shard's average, unchecked. Raises ObjectMissing, CorruptObject."""
         layout = reduction.sharding.layouts[shard]
         most = MAX_HEADER_BYTES + self._codec.encoded_bytes(layout.elements) + layout.buffers_bytes
-        return self._packing.unpack(self._store.get(self.place(reduction.round, shard)), most)
+        stored = self._store.get(self.place(reduction.round, shard), self._packing.room(most))
+        return self._packing.unpack(stored, most)
 
     def listed(self, round: int, shards: int) -> frozenset[int]:
         """The shards whose averages are in S3, with one request."""
