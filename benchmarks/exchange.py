@@ -56,6 +56,8 @@ FLOAT32_ROUNDING = 1e-5
 STAGES = ("send", "receive", "update")
 #: Each is measured by itself; the first is the default, and its figures have no suffix.
 TOPOLOGIES = ("all_gather", "reduce_scatter")
+#: What is configured where lines are slow. What must be is asked of the default on one machine and of this on links.
+FOR_SLOW_LINES = "reduce_scatter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,9 @@ def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figu
     for topology, measured in here.items():
         suffix = _suffix(topology)
         ratio, error, unit = measured.ratio, measured.error, "s per peer and round"
+        must, aim = (4.0, 1.7) if topology == TOPOLOGIES[0] else (None, None)
         found += [
-            Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=4.0, aim=1.7),
+            Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=must, aim=aim),
             Figure(name=f"relative_error{suffix}", value=error, unit="of the mean's norm", better="lower"),
             *_seconds(suffix, measured),
             *_counts(suffix, measured),
@@ -129,8 +132,9 @@ def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figu
     for topology, measured in shaped.items():
         suffix = f"_{links.MEGABITS}_mbit{_suffix(topology)}"
         value, unit = 1 / measured.ratio, "x faster"
+        must, aim = (4.0, 6.0) if topology == FOR_SLOW_LINES else (None, None)
         found += [
-            Figure(name=f"gloo_over_exchange{suffix}", value=value, unit=unit, better="higher", must=4.0, aim=6.0),
+            Figure(name=f"gloo_over_exchange{suffix}", value=value, unit=unit, better="higher", must=must, aim=aim),
             *_seconds(suffix, measured),
         ]
     return found
