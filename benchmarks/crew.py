@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 
 from benchmarks.meeting import Meeting
 from benchmarks.vectors import F32, MODEL
+from contract import models
 from contract.clock import SystemClock
 from contract.codec import codec
 from contract.config import RunConfig
 from contract.errors import RunFailed
 from contract.keys import Place
-from contract.records import Commit
-from contract.sharding import ShardedCodec, bounds
+from contract.packing import Packing, packing
+from contract.records import Commit, Contributor
+from contract.sharding import ShardedCodec, Sharding, bounds
 from contract.store import S3Store
+from contract.tensors import Layout
 from contract.wire import decode
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
@@ -42,6 +45,7 @@ ELEMENTS = 6_250_000
 Prefix = Callable[[int], Sequence[str]]
 
 _WAIT_SECONDS = 0.05
+_ANY = 1 << 40  # bytes: what these peers have written is trusted
 
 
 def configuration(peers: int, rounds: int, elements: int = ELEMENTS, **changes: Any) -> RunConfig:
@@ -157,18 +161,28 @@ class Crew:
         total = sum(contributor.samples for contributor in commit.contributors)
         mean = np.zeros(elements, np.float64)
         for contributor in commit.contributors:
-            blob = self.store.get(Place(self._places.run_bucket, contributor.key, self._places.account))
+            blob = self._contribution(contributor)
             frame = decode(blob, expected_elements=elements, expected_buffers_bytes=0, digest=contributor.digest)
             values = codec_of(frame.header.codec).decode(frame.payload, elements)
             mean += values.astype(np.float64) * (contributor.samples / total)
         return mean
+
+    def _contribution(self, contributor: Contributor) -> bytes:
+        stored = self.store.get(Place(self._places.run_bucket, contributor.key, self._places.account))
+        if not self.in_shards:
+            return self._packing.unpack(stored, _ANY)
+        layout, inner = Layout.of(models.build(self.spec.model)), codec(self.config.exchange.codec)
+        sharding = Sharding(layout, inner, self.config.peers, not self._packing.in_ranges)
+        member = self._proof_round, contributor.rank, contributor.incarnation
+        places = [self._places.piece(*member, piece) for piece in range(len(sharding.pieces))]
+        return sharding.whole(stored, [self._packing.unpack(self.store.get(place), _ANY) for place in places])
 
     def averaged(self) -> F32:
         """`reduce_scatter`: the averages (n,) of all shards of that round, decoded and put together."""
         parts = []
         for shard, part in enumerate(bounds(self._elements, self.config.peers)):
             size = part.stop - part.start
-            blob = self.store.get(self._places.shard(self._proof_round, shard))
+            blob = self._packing.unpack(self.store.get(self._places.shard(self._proof_round, shard)), _ANY)
             frame = decode(blob, expected_elements=size, expected_buffers_bytes=0)
             parts.append(codec(frame.header.codec).decode(frame.payload, size))
         return np.concatenate(parts)
@@ -177,6 +191,10 @@ class Crew:
     def in_shards(self) -> bool:
         """Whether owners of shards average for all."""
         return self.config.exchange.topology == "reduce_scatter"
+
+    @property
+    def _packing(self) -> Packing:
+        return packing(self.config.exchange.packing)
 
     @property
     def _elements(self) -> int:

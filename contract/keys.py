@@ -15,6 +15,7 @@
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      contributions/<round>/<rank>-<incarnation>.<piece>
       own-weights/<round>/<rank>-<incarnation>
       shards/<round>/<shard>
       checkpoints/<round>/common
@@ -106,8 +107,13 @@ class Places:
         return self._passing(f"wanted/{sha256}")
 
     def contribution(self, round: int, rank: int, incarnation: int) -> Place:
-        """A peer's frame for a round."""
+        """A peer's frame for a round; of one that is cut into shards, what comes before its payload."""
         return self._passing(f"contributions/{_round(round)}/{_rank(rank)}-{_number(incarnation)}")
+
+    def piece(self, round: int, rank: int, incarnation: int, piece: int) -> Place:
+        """Some shards of a contribution that is cut (contract/sharding.py)."""
+        whole = self.contribution(round, rank, incarnation)
+        return replace(whole, key=f"{whole.key}.{_number(piece)}")
 
     def contributions(self) -> Place:
         """The prefix under which all contributions lie, for listing."""

@@ -6,6 +6,10 @@ bucket at most. Where there are more shards than buckets, some are empty, which 
 
 Buffers are spread over the shards too, in the layout's order and as even in bytes as whole ones allow: with all of
 them in one shard, its owner would read those of all peers (docs/decisions/0024).
+
+In S3 a contribution that is cut is several objects (docs/decisions/0034): what comes before its payload, which names
+and proves all the rest, and *pieces* of neighbouring shards. A piece holds of each of its shards payload and buffers
+side by side, so that whoever averages a shard fetches it with one request.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from contract.extensions import MAX_SHARDS
 from contract.seeds import public_seed
 from contract.tensors import Entry, Layout
 from contract.wire import FrameHeader
+
+#: Smaller pieces would cost more requests than they save time; more of them than that as well.
+PIECE_BYTES, MAX_PIECES = 1 << 19, 8
 
 
 def bounds(elements: int, shards: int) -> tuple[slice, ...]:
@@ -121,6 +128,8 @@ class Sharding:
     inner: GradientCodec
     """What encodes each shard, of contributions and of averages alike."""
     shards: int
+    alone: bool = False
+    """Whether each shard is a piece of its own: pieces that are packed cannot be read in ranges."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MAX_SHARDS:
@@ -153,10 +162,42 @@ class Sharding:
         packed = memoryview(buffers).cast("B")
         if packed.nbytes != self.layout.buffers_bytes:
             raise CorruptObject(f"the buffers take {packed.nbytes} bytes, the model's {self.layout.buffers_bytes}")
-        parts = cut(packed, [layout.buffers_bytes for layout in self.layouts])
         return wire.encode_shards(
-            header, [(part, rest) for (_, part), rest in zip(self.codec.split(payload), parts, strict=True)]
+            header, list(zip(self._payloads(memoryview(payload).cast("B")), self._buffers(packed), strict=True))
         )
+
+    @cached_property
+    def pieces(self) -> tuple[range, ...]:
+        """Which shards each piece holds."""
+        total = sum(self.codec.lengths) + self.layout.buffers_bytes
+        count = self.shards if self.alone else max(1, min(self.shards, MAX_PIECES, total // PIECE_BYTES))
+        cuts = [self.shards * piece // count for piece in range(count + 1)]
+        return tuple(range(start, stop) for start, stop in itertools.pairwise(cuts))
+
+    @cached_property
+    def extents(self) -> tuple[tuple[int, int, int], ...]:
+        """Where each shard lies: its piece, and offset and length in bytes in there."""
+        found = []
+        for piece, shards in enumerate(self.pieces):
+            at = 0
+            for shard in shards:
+                length = self.codec.lengths[shard] + self.layouts[shard].buffers_bytes
+                found.append((piece, at, length))
+                at += length
+        return tuple(found)
+
+    def cut(self, frame: wire.Frame) -> list[bytes]:
+        """The pieces of a contribution that `fits`."""
+        parts = list(zip(self._payloads(frame.payload), self._buffers(frame.buffers), strict=True))
+        return [b"".join(itertools.chain(*(parts[shard] for shard in shards))) for shards in self.pieces]
+
+    def whole(self, leading: bytes, pieces: Sequence[bytes]) -> bytes:
+        """The frame of what comes before its payload, and all pieces; unchecked."""
+        view = [memoryview(piece) for piece in pieces]
+        shards = [view[piece][at : at + length] for piece, at, length in self.extents]
+        payloads = [part[:length] for part, length in zip(shards, self.codec.lengths, strict=True)]
+        buffers = [part[length:] for part, length in zip(shards, self.codec.lengths, strict=True)]
+        return b"".join((leading, *payloads, *buffers))
 
     def fits(self, header: FrameHeader) -> bool:
         """Whether a contribution is cut in just this way; its table says so before any of it is fetched."""
@@ -165,6 +206,12 @@ class Sharding:
         found = [(entry.payload_bytes, entry.buffers_bytes) for entry in header.table]
         buffers = (layout.buffers_bytes for layout in self.layouts)
         return len(found) == self.shards and found == list(zip(self.codec.lengths, buffers, strict=True))
+
+    def _payloads(self, payload: memoryview) -> list[memoryview]:
+        return [part for _, part in self.codec.split(payload)]
+
+    def _buffers(self, packed: memoryview) -> list[memoryview]:
+        return cut(packed, [layout.buffers_bytes for layout in self.layouts])
 
 
 def cut(view: memoryview, lengths: Sequence[int]) -> list[memoryview]:

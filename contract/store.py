@@ -77,16 +77,16 @@ class ObjectStore(Protocol):
         """Write only over the version `etag` (`If-Match`); None when that is no longer there."""
         ...
 
-    def get(self, place: Place) -> bytes:
-        """The object's bytes. Raises ObjectMissing."""
+    def get(self, place: Place, most: int | None = None) -> bytes:
+        """The object's bytes. Raises ObjectMissing; CorruptObject where it has more than `most`, before any is read."""
         ...
 
     def get_range(self, place: Place, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises ObjectMissing; CorruptObject when the object ends before."""
         ...
 
-    def find(self, place: Place) -> tuple[bytes, str] | None:
-        """Bytes and entity tag, or None where there is no object."""
+    def find(self, place: Place, most: int | None = None) -> tuple[bytes, str] | None:
+        """Bytes and entity tag, or None where there is no object. Raises CorruptObject as `get` does."""
         ...
 
     def head(self, place: Place) -> Stored | None:
@@ -154,8 +154,8 @@ class S3Store:
     def replace(self, place: Place, data: Data, etag: str) -> Stored | None:
         return self._conditional(place, bytes(data), IfMatch=etag)
 
-    def get(self, place: Place) -> bytes:
-        found = self.find(place)
+    def get(self, place: Place, most: int | None = None) -> bytes:
+        found = self.find(place, most)
         if found is None:
             raise ObjectMissing(f"{place} does not exist")
         return found[0]
@@ -166,15 +166,15 @@ class S3Store:
         if length == 0:
             return b""
         span = f"bytes={offset}-{offset + length - 1}"
-        found = self._retry("get", place, lambda: self._get(place, Range=span))
+        found = self._retry("get", place, lambda: self._get(place, length, Range=span))
         if found is None:
             raise ObjectMissing(f"{place} does not exist")
         if len(found[0]) != length:
             raise CorruptObject(f"{place} ends before byte {offset + length}")
         return found[0]
 
-    def find(self, place: Place) -> tuple[bytes, str] | None:
-        return self._retry("get", place, lambda: self._get(place))
+    def find(self, place: Place, most: int | None = None) -> tuple[bytes, str] | None:
+        return self._retry("get", place, lambda: self._get(place, most))
 
     def head(self, place: Place) -> Stored | None:
         def attempt() -> Stored | None:
@@ -231,13 +231,15 @@ class S3Store:
         self._count(bytes_out=len(body))
         return Stored(answer["ETag"], len(body))
 
-    def _get(self, place: Place, **options: str) -> tuple[bytes, str] | None:
+    def _get(self, place: Place, most: int | None = None, **options: str) -> tuple[bytes, str] | None:
         answer = self._send("get_object", place, "gets", Key=place.key, **options)
         if answer is None:
             return None
         try:
             # Its own `with` would hand out the raw stream, which does not notice that bytes are missing.
             with contextlib.closing(answer["Body"]) as stream:
+                if most is not None and answer["ContentLength"] > most:
+                    raise CorruptObject(f"{place} has {answer['ContentLength']} bytes, where {most} are the most")
                 data: bytes = stream.read()
         except _NO_ANSWER as error:
             raise _Busy(type(error).__name__) from error

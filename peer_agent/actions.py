@@ -25,6 +25,7 @@ from contract.events import EventLog
 from contract.extensions import MAX_SHARDS
 from contract.history import History
 from contract.objective import Evaluation
+from contract.packing import packing
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
@@ -43,6 +44,7 @@ from peer_agent.exchange.topology import Topology, topology
 from peer_agent.membership import Fence
 from peer_agent.meter import Meter
 from peer_agent.newcomers import UNJOINED, Newcomers
+from peer_agent.pieces import Pieces
 from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
 from peer_agent.records import Records
 from peer_agent.spool import Spool
@@ -163,8 +165,9 @@ class Actions:
         self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
         self.update = self.fresh_update(*self._first_weights())
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
+        self.pieces = Pieces(ports.store, spec.places, packing(spec.config.exchange.packing))
         self.contributions = Contributions(
-            spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt
+            spec, self.layout, self.me, ports.store, self.spool, self.trust.signer.sign, self.trust.doubt, self.pieces
         )
         self.validator = Validator(spec, ports.store, model, self.layout)
         self.convergence = self.fresh_convergence()
@@ -230,6 +233,11 @@ class Actions:
         """Bytes of the longest contribution: each shard has a header and a rounded end of its own."""
         whole = codec(self.spec.config.exchange.codec).encoded_bytes(self.layout.elements)
         return whole if self.topology.shards([0]) == 0 else whole + MAX_SHARDS * SHARD_OVERHEAD
+
+    @property
+    def members(self) -> Sequence[MemberRef]:
+        """Those of this round in rank order, where contributions are cut for them."""
+        return ()
 
     def sharding(self) -> Sharding | None:
         """How this round's contributions are cut; None where they stay whole."""
@@ -345,7 +353,7 @@ class Actions:
         with self.ports.metrics.stage("send", own.round) as stage:
             made = self.contributions.make(own.round, own.base_weights, own.gradient, own.validation, self.sharding())
             self.fence.check()
-            header, frame = self.contributions.store_own(made)
+            header, frame = self.contributions.store_own(made, self.members)
             message = self.contributions.announcement(frame)
             to = self.recipient()
             if to != self.me.rank:
@@ -442,4 +450,5 @@ class Actions:
     def close(self) -> None:
         """Remove what is on disk."""
         self.reception.end()
+        self.pieces.early.close()
         self.spool.close()

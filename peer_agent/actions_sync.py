@@ -35,7 +35,7 @@ class SyncActions(Actions):
     def __init__(self, spec: RunSpec, member: Member, ports: Ports, spool_folder: Path | None = None) -> None:
         super().__init__(spec, member, ports, spool_folder)
         every = spec.config.checkpoint.every_rounds
-        self.retention = Retention(self.me, self.shelf, self.contributions, spec.initial_weights, every_rounds=every)
+        self.retention = Retention(self.me, self.shelf, spec.initial_weights, every_rounds=every)
         self.checkpoints = Checkpoints(
             ports.store,
             spec.places,
@@ -55,6 +55,7 @@ class SyncActions(Actions):
             exchange=ports.exchange,
             events=ports.events,
             fence=self.fence.check,
+            pieces=self.pieces,
         )
         self._stands_at = spec.first_round  # the round that starts from the weights as they are
         self._last: Commit | None = None
@@ -299,9 +300,13 @@ class SyncActions(Actions):
         self.spool.forget_through(commit.round)  # before the weights may be put: each is as large as the model
         return [s.Applied(commit.round, self.update.weights_sha256, stop, excluded)]
 
+    @property
+    def members(self) -> Sequence[MemberRef]:
+        return self.machine.members
+
     def sharding(self) -> Sharding | None:
         """How this round's contributions are cut; None where they stay whole."""
-        shards = self.topology.shards([member.rank for member in self.machine.members])
+        shards = self.topology.shards([member.rank for member in self.members])
         return self.reducing.sharding(shards) if shards else None
 
     def recipient(self) -> int | None:

@@ -28,6 +28,7 @@ from peer_agent import signals as s
 from peer_agent.admission import FrameRules, not_a_member, weights_misfit
 from peer_agent.latest import Latest
 from peer_agent.membership import FIRST_INCARNATION, Roster, ranks_named
+from peer_agent.presence import Presence
 
 #: So many living peers put their weights for one that comes back: one of them might be about to die.
 HELPERS = 2
@@ -90,10 +91,7 @@ class AsyncMachine:
         self.leaving = False  # nobody joins or leaves under way in this mode
         self._latest = Latest(rules.max_staleness)  # gradients; the own one included
         self._weights = Latest(rules.max_staleness)  # of others; while catching up all that were found
-        self._silent: frozenset[int] = frozenset()  # left out: they fell silent and have not been heard since
-        self._unheard: frozenset[int] = frozenset()  # silent as it seems now, when they may just have more time again
-        self._alive: set[int] = set()  # heard since they were last left out
-        self._standing: dict[int, s.Heard] = {}  # by rank, the latest heartbeat
+        self._presence = Presence()
         self._unclaimed: dict[int, s.FrameArrived] = {}  # of processes whose claims are being looked up
         self._owed: set[int] = set()  # ranks that came back and need weights
         self._put = 0  # the latest round whose weights this process has put
@@ -181,37 +179,29 @@ class AsyncMachine:
     def _heard(self, event: s.Heard) -> Iterator[s.Command]:
         if event.rank == self.rules.me.rank or event.incarnation < self.roster.incarnation(event.rank):
             return
-        self._standing[event.rank] = event
-        self._alive.add(event.rank)
+        self._presence.hear(event)
         if event.incarnation > self.roster.incarnation(event.rank):
             yield s.FindMembers((event.rank,))
         yield from self._reconsider()
 
     def _silence(self, event: s.Silent) -> Iterator[s.Command]:
-        self._unheard = event.ranks - {self.rules.me.rank}
+        self._presence.miss(event.ranks - {self.rules.me.rank})
         yield from self._reconsider()
 
     def _reconsider(self) -> Iterator[s.Command]:
-        """Who falls silent is left out until it is heard: a link that was down gives the dead, too, all their time."""
-        silent = self._unheard | (self._silent - self._alive)
-        lost, back = silent - self._silent, self._silent - silent
-        self._silent = silent
-        self._alive -= lost
-        self._latest.leave_out(silent)
-        self._weights.leave_out(silent)
+        """Say who is left out, and who is back."""
+        lost, back = self._presence.reconsider()
+        self._latest.leave_out(self._presence.silent)
+        self._weights.leave_out(self._presence.silent)
         if lost or back:
-            returned = tuple(m for m in self.roster.members if m.rank in back and self._is_heard(m))
+            returned = tuple(m for m in self.roster.members if m.rank in back and self._presence.is_heard(m))
             yield s.TellPresence(self.round, tuple(sorted(lost)), returned)
         yield from self._choose()
-
-    def _is_heard(self, member: MemberRef) -> bool:
-        """Whether the heartbeats are of this very process, and of no successor."""
-        return member.rank in self._standing and self._standing[member.rank].incarnation == member.incarnation
 
     @property
     def _living(self) -> tuple[MemberRef, ...]:
         """The others who are not silent."""
-        return tuple(m for m in self.roster.members if m != self.rules.me and m.rank not in self._silent)
+        return tuple(m for m in self.roster.members if m != self.rules.me and m.rank not in self._presence.silent)
 
     # ------------------------------------------------------------------------------------------- coming back
 
@@ -234,7 +224,7 @@ class AsyncMachine:
             return
         newest = max(self._weights, key=lambda header: (header.round, -header.rank), default=None)
         living = {member.rank for member in self._living}
-        heard = [one.round for rank, one in self._standing.items() if rank in living]
+        heard = self._presence.rounds(living)
         known = len(heard) == len(living) or (heard and self._looks >= HEARING_LOOKS)
         needed = max(heard, default=0) - max(1, self.rules.max_staleness // 2)
         if self._looks >= PATIENCE_LOOKS or (known and needed <= (newest.round if newest else 0)):
@@ -258,7 +248,7 @@ class AsyncMachine:
 
     def _welcome(self, member: MemberRef) -> Iterator[s.Command]:
         """A process has come back: the next ones on the ring of ranks who live put their weights for it."""
-        if member.rank not in self._silent:  # otherwise it is told when it is heard
+        if member.rank not in self._presence.silent:  # otherwise it is told when it is heard
             yield s.TellPresence(self.round, (), (member,))
         ring = sorted((*self._living, self.rules.me), key=lambda m: (m.rank - member.rank) % self.rules.peers)
         if self.rules.me in [m for m in ring if m.rank != member.rank][:HELPERS]:
@@ -293,7 +283,7 @@ class AsyncMachine:
         known = self._weights if header.kind is Kind.WEIGHTS else self._latest
         if known is self._weights and not self.rules.average_every and self.phase is not Phase.CATCHING_UP:
             return
-        if known.is_copy(header) or (header.rank in self._silent and self.phase is not Phase.CATCHING_UP):
+        if known.is_copy(header) or (header.rank in self._presence.silent and self.phase is not Phase.CATCHING_UP):
             return  # came twice; or its sender is left out, and what it has sent is found in S3 once it is heard again
         if self._is_newcomer(header):
             self._unclaimed[header.rank] = event
@@ -338,8 +328,8 @@ class AsyncMachine:
             yield s.Average(self.round, tuple(self._latest), weights)
 
     def _drop_unusable(self) -> Iterator[s.Command]:
-        self._latest.leave_out(self._silent)
-        self._weights.leave_out(self._silent)
+        self._latest.leave_out(self._presence.silent)
+        self._weights.leave_out(self._presence.silent)
         for frames in (self._latest, self._weights):
             for reason, header in frames.prune(self.round, self.roster.members):
                 yield s.Reject(reason, header.rank, header.round)

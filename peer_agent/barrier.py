@@ -13,7 +13,6 @@ from contract.keys import Place, Places
 from contract.records import Checkpoint, Commit, MemberRef, Result
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout, decode_weights, encode_weights
-from peer_agent.contributions import Contributions
 from peer_agent.update import Update
 
 #: Objects of a round are deleted when the round so much later has passed its barrier: everyone has passed theirs then.
@@ -92,12 +91,11 @@ class Retention:
         self,
         me: MemberRef,
         shelf: WeightsShelf,
-        contributions: Contributions,
         initial_weights: str,
         *,
         every_rounds: int = 0,
     ) -> None:
-        self._me, self._shelf, self._contributions = me, shelf, contributions
+        self._me, self._shelf = me, shelf
         self._initial, self._every = initial_weights, every_rounds
         self._weights: dict[str, int] = {}  # by hash the last round whose state names them
         self._checkpoints: dict[int, str] = {}  # by round the hash of the weights, where the record is known
@@ -160,11 +158,7 @@ class Retention:
         """Contributions, shards and states of checkpoints."""
         places = self._shelf.places
         gone = []
-        for key in self._list(places.contributions()):
-            round, rank, incarnation = places.parse_contribution(key)
-            if round < first:
-                gone.append(self._contributions.place(round, MemberRef(rank=rank, incarnation=incarnation)))
-        for prefix in (places.shards(), places.checkpoint_states()):
+        for prefix in (places.contributions(), places.shards(), places.checkpoint_states()):
             old = [key for key in self._list(prefix) if places.round_of(key, prefix) < first]
             gone += [Place(prefix.bucket, key, prefix.owner) for key in old]
         return gone

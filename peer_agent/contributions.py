@@ -12,10 +12,12 @@ import numpy as np
 
 from contract import wire
 from contract.codec import GradientCodec, codec
-from contract.errors import CorruptObject, NonFiniteGradient, Superseded, WeightsMismatch
+from contract.errors import CorruptObject, NonFiniteGradient, ObjectMissing, Superseded, WeightsMismatch
 from contract.feedback import ErrorFeedback
+from contract.header import MAX_HEADER_BYTES
 from contract.keys import Place, Places
 from contract.objective import Evaluation
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
@@ -23,6 +25,7 @@ from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Layout, pack_buffers, unpack_buffers
 from contract.wire import Frame, FrameHeader
+from peer_agent.pieces import Pieces
 from peer_agent.ports import RoundGradient
 from peer_agent.spool import Spool
 
@@ -48,10 +51,14 @@ class Contributions:
         spool: Spool,
         sign: Callable[[bytes], bytes] = lambda frame: frame,
         doubt: Callable[[FrameHeader], str | None] = lambda header: None,
+        pieces: Pieces | None = None,
     ) -> None:
-        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None."""
+        """`sign` puts this process's signature on a frame; `doubt` says why a frame is not by whom it says, or None;
+        `pieces` puts and reads the pieces of contributions that are cut."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
         self._sign, self._doubt = sign, doubt
+        self._packing = packing(spec.config.exchange.packing)
+        self._pieces = pieces or Pieces(store, spec.places, self._packing)
         self._codec = codec(spec.config.exchange.codec)
         self.feedback = ErrorFeedback(self._codec, layout.elements) if spec.config.exchange.error_feedback else None
         """This peer's residual; None where error feedback is off."""
@@ -106,19 +113,25 @@ class Contributions:
         self.encoded_bytes += len(frame) - self._layout.buffers_bytes
         return frame
 
-    def store_own(self, frame: bytes) -> tuple[FrameHeader, bytes]:
+    def store_own(self, frame: bytes, members: Sequence[MemberRef] = ()) -> tuple[FrameHeader, bytes]:
         """Create the own frame in S3, and what now is the contribution: earlier bytes that lie there already win.
 
-        Raises Superseded when those are not this peer's contribution from the same weights.
+        `members` are those of the round, in rank order. Raises Superseded when what lies there is not this peer's
+        contribution from the same weights.
         """
         header = wire.decode_header(frame)
         place = self.place(header.round, self._me)
-        if self._store.create(place, frame) is None:
-            earlier = self._store.get(place)
+        if header.table is not None:
+            self._pieces.put(frame, self._sharding(header), self._me, members)
+        stored = self._packing.pack(frame) if header.table is None else wire.header_part(frame)
+        if self._store.create(place, stored) is None:
+            earlier = self._whole(self._store.get(place), header)
             found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
             header, frame = found, earlier
+        if header.table is not None:
+            self._pieces.look_for_others(header.round, self._me, members)
         self._note_use(self._decode(frame, checked=True))
         self._spool.keep(header, frame)
         return header, frame
@@ -156,7 +169,7 @@ class Contributions:
         checked = bool(frame)
         if not frame:
             member = MemberRef(rank=header.rank, incarnation=header.incarnation)
-            frame = self._store.get(self.place(header.round, member))
+            frame = self._get(self.place(header.round, member))
         decoded = self._decode(frame, header.digest, checked)
         if decoded.header != header:
             raise CorruptObject(f"a contribution of rank {header.rank} is not the frame that was announced")
@@ -182,7 +195,7 @@ class Contributions:
         place = (places or self._spec.places).contribution(round, contributor.rank, contributor.incarnation)
         if place.key != contributor.key:
             raise CorruptObject(f"commit {round} lists {contributor.key}, where {place.key} belongs")
-        frame = self._store.get(place)
+        frame = self._get(place)
         decoded = (self._open if places is None else self._decode)(frame, contributor.digest)
         header = decoded.header
         found = header.round, header.rank, header.incarnation, header.samples
@@ -214,8 +227,11 @@ class Contributions:
 
     def find(self, round: int, member: MemberRef) -> tuple[FrameHeader, bytes] | None:
         """A member's contribution to `round` as S3 holds it, or None. Raises CorruptObject."""
-        found = self._store.find(self.place(round, member))
-        return None if found is None else (self._open(found[0]).header, found[0])
+        found = self._store.find(self.place(round, member), self._packing.room(self._most))
+        if found is None:
+            return None
+        frame = self._packing.unpack(found[0], self._most)
+        return self._open(frame).header, frame
 
     def latest(self, known: Iterable[tuple[MemberRef, int]]) -> Iterator[tuple[MemberRef, int]]:
         """Of each member the latest round after the given one for which S3 holds its contribution, if any."""
@@ -253,13 +269,38 @@ class Contributions:
 
     def _codec_of(self, header: FrameHeader) -> GradientCodec:
         """What decodes a contribution's payload, be it cut or whole."""
-        inner = codec(header.codec)
-        return inner if header.table is None else Sharding(self._layout, inner, len(header.table)).codec
+        return codec(header.codec) if header.table is None else self._sharding(header).codec
+
+    def _sharding(self, header: FrameHeader) -> Sharding:
+        """How a contribution with a table is cut."""
+        alone = not self._packing.in_ranges
+        return Sharding(self._layout, codec(header.codec), len(header.table or ()), alone)
 
     def read(self, header: FrameHeader) -> bytes | None:
-        """What S3 holds as the contribution that a header names, or None."""
-        found = self._store.find(self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation)))
-        return None if found is None else found[0]
+        """What S3 holds as the contribution that a header names, or None where it does not hold all of it."""
+        place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
+        try:
+            return self._whole(self._store.get(place, self._packing.room(self._most)), header)
+        except (ObjectMissing, CorruptObject):
+            return None
+
+    def _whole(self, stored: bytes, like: FrameHeader) -> bytes:
+        """The whole frame of what lies in a contribution's place, with the pieces of one that is cut as `like` is.
+
+        Raises ObjectMissing, CorruptObject.
+        """
+        if like.table is not None:
+            return self._pieces.whole(stored, self._sharding(like))
+        return self._packing.unpack(stored, self._most)
+
+    def _get(self, place: Place) -> bytes:
+        """A contribution that is not cut. Raises ObjectMissing, CorruptObject."""
+        return self._packing.unpack(self._store.get(place, self._packing.room(self._most)), self._most)
+
+    @property
+    def _most(self) -> int:
+        """Bytes of the longest frame that is not cut."""
+        return MAX_HEADER_BYTES + self._codec.encoded_bytes(self._layout.elements) + self._layout.buffers_bytes
 
     def _open(self, frame: bytes, digest: str | None = None) -> Frame:
         """A checked frame that its sender has signed. Raises CorruptObject."""

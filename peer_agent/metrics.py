@@ -15,6 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 
@@ -175,6 +176,11 @@ def _percent(cpu_seconds: float, seconds: float) -> float:
     return 100.0 * cpu_seconds / seconds if seconds > 0 else 0.0
 
 
+@cache
+def _this_process() -> psutil.Process:
+    return psutil.Process()
+
+
 def _resident() -> int:
-    resident: int = psutil.Process().memory_info().rss
+    resident: int = _this_process().memory_info().rss
     return resident

@@ -16,6 +16,7 @@ from contract.store import ObjectStore
 from contract.tensors import Layout
 from contract.wire import FrameHeader
 from peer_agent import signals as s
+from peer_agent.pieces import Pieces
 from peer_agent.ports import Exchange
 from peer_agent.reduction import Shards
 from peer_agent.rules import shards_of
@@ -29,12 +30,13 @@ class Reducing:
 
     def __init__(
         self, spec: RunSpec, layout: Layout, me: MemberRef, *, store: ObjectStore, spool: Spool, trust: Trust,
-        exchange: Exchange, events: EventLog, fence: Callable[[], None],
+        exchange: Exchange, events: EventLog, fence: Callable[[], None], pieces: Pieces,
     ) -> None:  # fmt: skip
-        """`fence` raises Superseded where this process must write nothing any more."""
+        """`fence` raises Superseded where this process must write nothing any more; through `pieces` this peer's own
+        contributions are put."""
         self._spec, self._layout, self._me, self._store, self._spool = spec, layout, me, store, spool
         self._trust, self._exchange, self._events, self._fence = trust, exchange, events, fence
-        self._shards = self._of(spec)
+        self._shards = self._of(spec, pieces)
         self._made: dict[int, bytes] = {}  # this peer's averages of the round at hand, by shard
 
     def sharding(self, shards: int) -> Sharding:
@@ -93,7 +95,7 @@ class Reducing:
         shards.forget_through(commit.round)
         return gathered.bytes_in
 
-    def _of(self, spec: RunSpec) -> Shards:
+    def _of(self, spec: RunSpec, pieces: Pieces | None = None) -> Shards:
         return Shards(
             spec,
             self._layout,
@@ -102,6 +104,7 @@ class Reducing:
             sign=self._trust.key.sign_frame,
             genuine=self._trust.is_of_anyone,
             scratch=self._spool.folder,
+            pieces=pieces,
         )
 
     def _kept(self, digest: str) -> bytes | None:

@@ -1,6 +1,6 @@
 """The shards of a round in S3: ranges of contributions in, averages out (topologies with shards).
 
-    contribution    one object, of which the leading part and every shard can be fetched and checked on their own
+    contribution    its leading part, and pieces of which every shard can be fetched and checked on its own
     average         one object per shard, created once; whoever makes it makes the same bytes but for the signature
 
 Averages are a cache of what anybody can compute from the commit: one that is missing, damaged or not by a member is
@@ -9,6 +9,8 @@ computed again by whoever needs it. docs/decisions/0024 tells what that guarante
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +22,17 @@ from contract.codec import F32, Blob, codec
 from contract.config import AggregationConfig
 from contract.errors import CorruptObject, ObjectMissing
 from contract.extensions import SHARD_TABLE, Extension
-from contract.header import declared_length, header_length
+from contract.header import MAX_HEADER_BYTES, declared_length, header_length
 from contract.keys import Place
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec
 from contract.sharding import Sharding
 from contract.store import ObjectStore
 from contract.tensors import Buffers, Layout
 from contract.wire import Frame, FrameHeader
+from peer_agent.early import FEW
+from peer_agent.pieces import Pieces
 from peer_agent.shards import Averaged, Reduction, ahead, average_shard, fill, open_average, read_average
 
 _ROW_BYTES = 48
@@ -71,11 +76,15 @@ class Shards:
         sign: Callable[[bytes], bytes] = lambda frame: frame,
         genuine: Callable[[FrameHeader], bool] = lambda header: True,
         scratch: Path | None = None,
+        pieces: Pieces | None = None,
     ) -> None:
         """`kept` gives the whole frame of a digest where this peer has it at hand (its own), so that it is not fetched.
-        `sign` puts this process's signature into a frame; `genuine` tells whether an average bears a member's."""
+        `sign` puts this process's signature into a frame; `genuine` tells whether an average bears a member's.
+        `pieces` are those through which the own contribution is put, so that what they fetched early is used."""
         self._spec, self._layout, self._store = spec, layout, store
         self._kept, self._sign, self._genuine, self._scratch = kept, sign, genuine, scratch
+        self._packing = packing(spec.config.exchange.packing)
+        self._pieces = pieces or Pieces(store, spec.places, self._packing)
         self._codec = codec(spec.config.exchange.codec)
         self._headers: dict[str, FrameHeader] = {}  # by digest
         self._shardings: dict[int, Sharding] = {}
@@ -83,11 +92,12 @@ class Shards:
     def sharding(self, shards: int) -> Sharding:
         """How contributions to a round of so many shards are cut."""
         if shards not in self._shardings:
-            self._shardings = {shards: Sharding(self._layout, self._codec, shards)}
+            self._shardings = {shards: Sharding(self._layout, self._codec, shards, not self._packing.in_ranges)}
         return self._shardings[shards]
 
     def forget_through(self, round: int) -> None:
-        """Drop the headers of `round` and before."""
+        """Drop the headers of `round` and before, and what was fetched early of it."""
+        self._pieces.early.forget_through(round)
         self._headers = {digest: header for digest, header in self._headers.items() if header.round > round}
 
     # ---------------------------------------------------------------------------------------------- contributions
@@ -151,19 +161,34 @@ class Shards:
         )
 
     def publish(self, reduction: Reduction, shard: int, averaged: Averaged) -> Made:
-        """Create a shard's average in S3, or find the one that was there first."""
+        """Create a shard's average in S3, or find the one that was there first; then look for the others, if few."""
         frame, place = self._sign(averaged.frame), self.place(reduction.round, shard)
-        if self._store.create(place, frame) is not None:
+        if self._store.create(place, self._packing.pack(frame)) is not None:
+            self._look_for_others(reduction, shard)
             return Made(frame=frame, first=True)
         own, conflict = wire.decode_header(frame), None
         try:
-            earlier = self._store.get(place)
+            earlier = self._read(reduction, shard)
             found = self._open(reduction, shard, earlier)
             conflict = found.header if found.header.digest != own.digest else None
             read_average(reduction.sharding, shard, found, np.empty(own.elements, np.float32))
         except (CorruptObject, ObjectMissing):
             earlier = frame  # what is there is of no use to anyone, so everyone computes what we have
         return Made(frame=earlier, first=False, conflict=conflict)
+
+    def _look_for_others(self, reduction: Reduction, shard: int) -> None:
+        count = reduction.sharding.shards
+        for step in range(1, count if count <= FEW else 0):
+            other = (shard - step) % count
+            read = functools.partial(self._read, reduction, other)
+            self._pieces.early.look(reduction.round, self.place(reduction.round, other), read)
+
+    def _read(self, reduction: Reduction, shard: int) -> bytes:
+        """The frame of a shard's average, unchecked. Raises ObjectMissing, CorruptObject."""
+        layout = reduction.sharding.layouts[shard]
+        most = MAX_HEADER_BYTES + self._codec.encoded_bytes(layout.elements) + layout.buffers_bytes
+        stored = self._store.get(self.place(reduction.round, shard), self._packing.room(most))
+        return self._packing.unpack(stored, most)
 
     def listed(self, round: int, shards: int) -> frozenset[int]:
         """The shards whose averages are in S3, with one request."""
@@ -181,7 +206,9 @@ class Shards:
         gradient, buffers, remade = np.empty(self._layout.elements, np.float32), Buffers(), []
 
         def read(shard: int) -> bytes:
-            return made[shard] if shard in made else self._store.get(self.place(reduction.round, shard))
+            if shard in made:
+                return made[shard]
+            return self._pieces.early.take(self.place(reduction.round, shard)) or self._read(reduction, shard)
 
         for shard, average in enumerate(ahead(read, range(sharding.shards))):
             try:
@@ -220,6 +247,10 @@ class Shards:
         """
         table = Extension(SHARD_TABLE, True, bytes(_ROW_BYTES * shards))
         least = header_length(self._spec.run, self._codec.name, [table])
+        early = self._pieces.early.take(place)
+        if early is not None:
+            with contextlib.suppress(CorruptObject):
+                return wire.verify_header(early)
         leading = self._store.get_range(place, 0, least)
         more = declared_length(leading) - least
         if more < 0:
@@ -231,17 +262,13 @@ class Shards:
         header = self.fetch(reduction.round, contributor, reduction.sharding.shards)
         if (header.run, header.base_weights) != (reduction.run, reduction.base_weights) or header.table is None:
             raise CorruptObject(f"{contributor.key} was computed from other weights than commit {reduction.round} says")
-        entry = header.table[shard]
+        whole = self._kept(contributor.digest)
+        if whole is None:
+            return self._pieces.shard(header, reduction.sharding, shard)
+        entry, view = header.table[shard], memoryview(whole)
         payload_at = header.header_bytes + entry.payload_offset
         buffers_at = header.header_bytes + header.payload_bytes + entry.buffers_offset
-        whole = self._kept(contributor.digest)
-        if whole is not None:
-            view = memoryview(whole)
-            payload: Blob = view[payload_at : payload_at + entry.payload_bytes]
-            buffers: Blob = view[buffers_at : buffers_at + entry.buffers_bytes]
-        else:
-            place = self._place(reduction.round, contributor.rank, contributor.incarnation)
-            payload = self._store.get_range(place, payload_at, entry.payload_bytes)
-            buffers = self._store.get_range(place, buffers_at, entry.buffers_bytes)
+        payload = view[payload_at : payload_at + entry.payload_bytes]
+        buffers = view[buffers_at : buffers_at + entry.buffers_bytes]
         entry.check(payload, buffers)
         return payload, buffers

@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -20,12 +19,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.clock import Clock, SystemClock
 from contract.errors import LocalStackError
-from infra.local import detached, lambda_start, ministack, rabbitmq, unfinished
+from infra.local import detached, lambda_start, ministack, rabbitmq, servers, unfinished
 from infra.local.broker_accounts import Accounts, accounts
 from infra.local.detached import Endpoints, State
 from infra.local.lambda_client import LambdaService
-from infra.local.mending import Mender, Watcher, start_again
-from infra.local.ministack import REGION, MiniStack
+from infra.local.mending import Mender, Watcher
+from infra.local.ministack import REGION
 from infra.local.ports import LOOPBACK
 from infra.local.processes import Child, Starting, check_platform
 from infra.local.rabbitmq import Broker
@@ -85,57 +84,11 @@ class LocalCloud:
         folder = folder.resolve()
         try:
             starting = Starting(clock or SystemClock(), log, cancelled or threading.Event())
-            return cls._start(folder, broker, broker_url, durable, starting)
+            data = folder / S3_FOLDER if durable else None
+            started = servers.start(folder, broker=broker, broker_url=broker_url, data=data, starting=starting)
         except OSError as error:
             raise LocalStackError(f"the local servers cannot be started in {folder}: {error}") from error
-
-    @classmethod
-    def _start(
-        cls, folder: Path, with_broker: bool, broker_url: str | None, durable: bool, starting: Starting
-    ) -> LocalCloud:
-        logs, data = folder / "logs", folder / S3_FOLDER if durable else None
-        logs.mkdir(parents=True, exist_ok=True)
-        environ = dict(os.environ)
-        if broker_url is not None:
-            environ["PEERLESS_BROKER_URL"] = broker_url
-        with ThreadPoolExecutor(3, thread_name_prefix="local-cloud") as pool:
-            aws = pool.submit(ministack.start, folder / "ministack", logs / "ministack.log", starting, data)
-            broker = (
-                pool.submit(rabbitmq.start, folder / "rabbitmq", logs / "rabbitmq.log", starting, environ)
-                if with_broker
-                else pool.submit(Broker, "", "", "not wanted", None)
-            )
-            service = pool.submit(lambda_start.start, folder, starting)
-            starts: list[Future[Any]] = [service, aws, broker]
-            try:
-                wait(starts, return_when=FIRST_EXCEPTION)
-                _raise_first(starts)
-            except BaseException:
-                starting.cancelled.set()
-                pool.shutdown(wait=True)
-                _stop([child for start in starts if (child := _child_of(start)) is not None])
-                raise
-        return cls._of(aws.result(), broker.result(), service.result(), data, starting)
-
-    @classmethod
-    def _of(
-        cls, aws: MiniStack, broker: Broker, service: tuple[Child, int], data: Path | None, starting: Starting
-    ) -> LocalCloud:
-        endpoints = Endpoints(
-            aws_url=aws.endpoint_url,
-            broker_url=broker.url,
-            broker_address=broker.address,
-            broker_origin=broker.origin,
-            broker_accounts=broker.accounts,
-            lambda_url=f"http://{LOOPBACK}:{service[1]}",
-        )
-        children = {lambda_start.NAME: service[0], ministack.NAME: aws.child}  # the order of stopping
-        ways = {ministack.NAME: lambda child: aws.again(child, data, starting)}
-        if broker.child is not None:
-            children[rabbitmq.NAME] = broker.child
-            if broker.lasting:
-                ways[rabbitmq.NAME] = lambda child: start_again(child, lambda: rabbitmq.answers(broker), starting)
-        return cls(endpoints, children, Mender(children, ways), data, starting)
+        return cls(started.endpoints, started.children, started.mender, data, starting)
 
     def __enter__(self) -> LocalCloud:
         return self
@@ -149,7 +102,7 @@ class LocalCloud:
         """Stop what this object started; repeating it does nothing."""
         self._starting.cancelled.set()
         self._mender.close()
-        _stop(list(self._children.values()))
+        servers.stop(list(self._children.values()))
         if not self._children or self.keep_data or self._data is None:
             return
         if not unfinished.keep_only_their_buckets(self._data.parent, self._data):
@@ -388,32 +341,6 @@ class LocalCloud:
             "rabbitmq": (f"{places.broker_address} ({places.broker_origin})", rabbitmq.answers(broker)),
             "lambda": (places.lambda_url, lambda_start.answers(places.lambda_url)),
         }
-        servers = {
-            name: f"{place} {'answers' if well else 'does not answer'}" for name, (place, well) in answers.items()
-        }
+        texts = {name: f"{place} {'answers' if well else 'does not answer'}" for name, (place, well) in answers.items()}
         all_well = all(well for _, well in answers.values())
-        return {"state": "running" if all_well else "failed", "folder": str(folder), **servers}
-
-
-def _raise_first(starts: list[Future[Any]]) -> None:
-    for start in starts:
-        if start.done():
-            start.result()
-
-
-def _child_of(start: Future[Any]) -> Child | None:
-    """The process of a start that went well before another one failed."""
-    if start.cancelled() or start.exception() is not None:
-        return None
-    result: MiniStack | Broker | tuple[Child, int] = start.result()
-    return result[0] if isinstance(result, tuple) else result.child
-
-
-def _stop(children: list[Child]) -> None:
-    """The first one, which calls the others, before the others; those side by side."""
-    for child in children[:1]:
-        child.stop()
-    for child in children[1:]:
-        child.terminate()
-    for child in children[1:]:
-        child.stop()
+        return {"state": "running" if all_well else "failed", "folder": str(folder), **texts}

@@ -17,7 +17,7 @@ from contract.store import S3Store
 from infra.local.cloud import LocalCloud
 from peerless.launch.resume import continued
 from tests.chaos.fleet import Fleet, Nursery
-from tests.fakes.peers import prepare_run
+from tests.fakes.small_run import prepare_run
 
 #: Per rank; unequal, so that a mean that forgets to weigh shows.
 SAMPLES = (24, 20, 16, 12)

@@ -98,7 +98,7 @@ def main() -> int:
     import torch._dynamo  # a process's first optimizer does: two seconds of a processor  # noqa: F401
 
     import tests.chaos.peer
-    import tests.fakes.peers  # the tests' model  # noqa: F401
+    import tests.fakes.small_run  # the tests' model  # noqa: F401
 
     if threading.active_count() != 1:
         raise RuntimeError("a process with several threads must not fork")

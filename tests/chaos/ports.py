@@ -100,13 +100,13 @@ class ChaosStore(_Port):
             self._injector.reach(f"after_{name}", round)
         return created
 
-    def find(self, place: Place) -> Any:
+    def find(self, place: Place, most: int | None = None) -> Any:
         self._look(place)
-        return self._inner.find(place)
+        return self._inner.find(place, most)
 
-    def get(self, place: Place) -> bytes:
+    def get(self, place: Place, most: int | None = None) -> bytes:
         self._look(place)
-        data: bytes = self._inner.get(place)
+        data: bytes = self._inner.get(place, most)
         return data
 
     def get_range(self, place: Place, offset: int, length: int) -> bytes:

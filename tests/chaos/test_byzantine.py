@@ -20,7 +20,7 @@ from contract.runspec import RunSpec, ValidationSet
 from contract.store import ObjectStore
 from tests.chaos.conftest import Prepare
 from tests.chaos.faults import plan
-from tests.fakes.peers import prepare_run, samples
+from tests.fakes.small_run import prepare_run, samples
 
 PEERS, LIARS = 10, (3, 8)
 ROUNDS = 12

@@ -16,7 +16,7 @@ from tests.chaos.conftest import Prepare, Undisturbed
 from tests.chaos.faults import Fault, plan
 from tests.chaos.fleet import Fleet
 from tests.chaos.test_kills import ENDLESS, LEADER, PACE_SECONDS, ROUND, assert_together, dropped
-from tests.fakes.peers import prepare_run
+from tests.fakes.small_run import prepare_run
 
 #: Of 2,003 values: four buckets, hence something to average for each of the four.
 SHARDED: dict[str, Any] = {

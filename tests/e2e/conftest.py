@@ -18,6 +18,8 @@ from infra.local.cloud import LocalCloud
 from peerless.launch.run_folder import LOCAL_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Of runs that something befalls; an epoch is three rounds.
+EPOCHS = 12
 CONFIG = """
 name = "e2e"
 peers = 3
@@ -99,6 +101,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         yield make_workplace(path)
     finally:
         LocalCloud.down(path / LOCAL_FOLDER)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(workplace: Workplace) -> dict[str, Any]:
+    """Summary of a run of EPOCHS epochs that nothing befell; every workplace has the same data and seed."""
+    return workplace.train("--set", f"epochs={EPOCHS}", run_dir="undisturbed")
 
 
 @pytest.fixture

@@ -19,19 +19,23 @@ from tests.e2e.conftest import ROOT, Workplace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def demo(folder: Path) -> dict[str, Any]:
+def demo(folder: Path, *arguments: str) -> dict[str, Any]:
     """Train examples/mnist.toml in `folder`, servers included; gives the summary."""
     place = Workplace(folder)
-    done = place.peerless(
-        "train", str(ROOT / "examples/mnist.toml"), "--local", "--json", "--run-dir", "run", timeout=500
-    )
+    command = ["train", str(ROOT / "examples/mnist.toml"), "--local", "--json", "--run-dir", "run", *arguments]
+    done = place.peerless(*command, timeout=500)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return demo(tmp_path_factory.mktemp("demo"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> dict[str, Any]:
+    return demo(folder)
 
 
 def test_the_demo_reaches_its_figures(first: dict[str, Any]) -> None:
@@ -45,11 +49,13 @@ def test_the_demo_reaches_its_figures(first: dict[str, Any]) -> None:
     assert first["lambda_invocations"] == first["lambda_service"]["invocations"] == 4 * 108 * 2
 
 
-def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], tmp_path: Path) -> None:
-    again = demo(tmp_path)
-    assert again["weights_sha256"] == first["weights_sha256"]
-    assert again["model_sha256"] == first["model_sha256"]
-    assert again["test_accuracy"] == first["test_accuracy"]
+def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """The first of its epochs once more; test_training.py repeats a whole run, model and all."""
+    again = demo(tmp_path, "--set", "epochs=1")
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    between = {e["base_weights"] for e in events if e["event"] == "round_started" and e["round"] == again["rounds"]}
+    assert again["rounds"] == first["rounds"] // 2
+    assert set(again["weights_sha256"].values()) == between
 
 
 def test_the_round_benchmark_finds_equal_work_on_both_sides() -> None:

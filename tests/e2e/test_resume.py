@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
+from typing import Any
 
 import psutil
 import pytest
 
 from infra.local.cloud import LocalCloud
 from peerless.launch.run_folder import LOCAL_FOLDER
-from tests.e2e.conftest import Workplace
+from tests.e2e.conftest import EPOCHS, Workplace
 from tests.e2e.test_breaking import alive, descendants, rounds_of, sentence, start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,11 +30,11 @@ def kill_everything(process: subprocess.Popen[str]) -> None:
     wait_for(lambda: not alive(everyone), "the end of everything", 20)
 
 
-def test_a_run_that_was_killed_with_everything_ends_with_the_weights_of_one_that_was_not(
-    lonely_workplace: Workplace,
+def test_a_run_that_was_killed_with_everything_twice_ends_with_the_weights_of_one_that_was_not(
+    lonely_workplace: Workplace, undisturbed: dict[str, Any]
 ) -> None:
     place, folder = lonely_workplace, lonely_workplace.path / "run"
-    process = start(place, "--set", "checkpoint.every_rounds=2", epochs=8)
+    process = start(place, "--set", "checkpoint.every_rounds=2", epochs=EPOCHS)
     wait_for(lambda: rounds_of(folder) >= 6, "six rounds", 60)
     kill_everything(process)
     assert not (folder / "summary.json").exists()
@@ -40,43 +42,6 @@ def test_a_run_that_was_killed_with_everything_ends_with_the_weights_of_one_that
         done = place.peerless("train", "--local", "--resume", "run", *refused)
         assert done.returncode == 2
         assert "--set seed: a run that is resumed keeps" in sentence(done) or "epochs = 1 are 3" in sentence(done)
-    done = place.peerless("train", "--local", "--json", "--resume", "run", timeout=200)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (24, 2, 0)
-    undisturbed = place.train("--set", "epochs=8", run_dir="undisturbed")
-    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
-    assert summary["model_sha256"] == undisturbed["model_sha256"]
-    assert {path.name for path in folder.iterdir()} == {
-        "config.toml", "events.jsonl", "model.safetensors", "summary.json", "logs"
-    }, "nothing of the killed processes is left"  # fmt: skip
-
-
-def test_a_run_that_was_ended_by_ctrl_c_goes_on_to_the_weights_of_one_that_was_not(lonely_workplace: Workplace) -> None:
-    place = lonely_workplace
-    process = start(place)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    rounds = json.loads((place.path / "run" / "summary.json").read_text())["rounds"]
-    epochs = rounds // 3 + 2
-    done = place.peerless("train", "--local", "--json", "--resume", "run", "--set", f"epochs={epochs}", timeout=200)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    never_interrupted = place.train("--set", f"epochs={epochs}", run_dir="never-interrupted")
-    assert summary["rounds"] == never_interrupted["rounds"] == 3 * epochs
-    assert summary["weights_sha256"] == never_interrupted["weights_sha256"]
-    assert summary["model_sha256"] == never_interrupted["model_sha256"]
-    assert summary["lambda_invocations"] >= never_interrupted["lambda_invocations"]
-    again = place.peerless("train", "--local", "--resume", "run")
-    assert again.returncode == 2
-    assert "is finished (epoch_limit); there is nothing to resume" in sentence(again)
-
-
-def test_a_run_is_taken_up_twice(lonely_workplace: Workplace) -> None:
-    place, folder = lonely_workplace, lonely_workplace.path / "run"
-    process = start(place, epochs=8)
-    kill_everything(process)
     command = place.command("train", "--local", "--resume", "run")
     again = subprocess.Popen(
         command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -88,8 +53,47 @@ def test_a_run_is_taken_up_twice(lonely_workplace: Workplace) -> None:
     done = place.peerless("train", "--local", "--json", "--resume", str(folder), timeout=200)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["rounds"], summary["parts"]) == (24, 3)
-    assert summary["weights_sha256"] == place.train("--set", "epochs=8", run_dir="undisturbed")["weights_sha256"]
+    assert (summary["rounds"], summary["parts"], summary["peers_lost"]) == (3 * EPOCHS, 3, 0)
+    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
+    assert summary["model_sha256"] == undisturbed["model_sha256"]
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml", "events.jsonl", "model.safetensors", "summary.json", "logs"
+    }, "nothing of the killed processes is left"  # fmt: skip
+
+
+def test_a_run_that_was_ended_by_ctrl_c_goes_on_to_the_weights_of_one_that_was_not(
+    lonely_workplace: Workplace, undisturbed: dict[str, Any]
+) -> None:
+    place, folder = lonely_workplace, lonely_workplace.path / "run"
+    process = start(place)
+    started = descendants(process)
+    os.kill(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors + output
+    part = json.loads((folder / "summary.json").read_text())
+    assert part["reason"] == "interrupted"
+    assert 3 <= part["rounds"] < 3 * EPOCHS, "it was interrupted after its third"
+    assert len(set(part["weights_sha256"].values())) == 1
+    assert len(part["weights_sha256"]) == 3
+    assert (folder / "model.safetensors").exists()
+    assert "interrupted" in output
+    assert "to go on with this run: peerless train --local --resume run" in output
+    assert part["resume"] == "peerless train --local --resume run"
+    wait_for(lambda: not alive(started), "the run's processes to end", 20)
+
+    done = place.peerless("train", "--local", "--json", "--resume", "run", "--set", f"epochs={EPOCHS}", timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"going on with round {part['rounds'] + 1}" in done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["run_id"], summary["parts"], summary["rounds"]) == (part["run_id"], 2, 3 * EPOCHS)
+    assert (summary["reason"], summary["peers_lost"], summary["resume"]) == ("epoch_limit", 0, None)
+    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
+    assert summary["model_sha256"] == undisturbed["model_sha256"]
+    assert summary["lambda_invocations"] >= undisturbed["lambda_invocations"]
+    again = place.peerless("train", "--local", "--resume", "run")
+    assert again.returncode == 2
+    assert "is finished (epoch_limit); there is nothing to resume" in sentence(again)
 
 
 def test_data_stay_with_servers_that_are_taken_down_and_up(lonely_workplace: Workplace) -> None:

@@ -8,8 +8,6 @@ hold at every step is asserted where the commands are carried out (`Process.carr
 
 from __future__ import annotations
 
-import argparse
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,10 +18,9 @@ from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.asynchronous import AsyncMachine, AsyncRules
+from tests.fakes.weather import Weather, played
 
 INITIAL = "0" * 64
-#: Faults by how often they come, out of a thousand things that happen.
-FAULTS = {"crash": 6, "restart": 30, "pause": 4, "wake": 20, "ghost": 10, "suspect": 12, "interrupt": 0}
 
 
 @dataclass
@@ -235,21 +232,12 @@ class Storm:
     """One run in bad weather, and then in good."""
 
     def __init__(self, seed: int, *, rounds: int = 40, turns: int = 1_500) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - reproducible, not secret
-        draw, peers = self.random, self.random.randint(1, 6)
-        loss, double = draw.choice([(0.0, 0.0), (0.1, 0.1), (0.4, 0.2), (1.0, 0.0)])
-
-        def deliver() -> int:
-            if draw.random() < loss:
-                return 0
-            return 2 if draw.random() < double else 1
-
-        self.world = World(peers, rounds, draw.choice([0, 1, 4]), draw.choice([0, 1, 3]), draw.choice([0, 5]), deliver)
+        self.weather = Weather(seed)
+        draw, peers = self.weather.random, self.weather.peers
+        bounds = draw.choice([0, 1, 4]), draw.choice([0, 1, 3]), draw.choice([0, 5])
+        self.world = World(peers, rounds, *bounds, self.weather.deliver)
         self.turns = turns
-        self.faults = dict(FAULTS)
-        if draw.random() < 0.2:
-            self.faults["interrupt"] = 2
-        self.happened: Counter[str] = Counter()
+        self.weather.may_interrupt()
         for rank in range(peers):
             self.world.start(rank)
 
@@ -257,11 +245,10 @@ class Storm:
         """Bad weather for some turns, then good weather until all have ended, with one set of weights."""
         world = self.world
         for _ in range(self.turns):
-            fault = self._draw()
-            if fault:
+            if fault := self.weather.fault():
                 self._strike(fault)
             elif world.live:
-                self._work(self.random.choice(world.live))
+                self._work(self.weather.random.choice(world.live))
         self._heal()
         assert world.stop is not None
         for process in world.processes.values():
@@ -286,14 +273,6 @@ class Storm:
             self._work(process)
         raise AssertionError([(p.ref, p.machine.phase, p.machine.round) for p in world.live])
 
-    def _draw(self) -> str:
-        at = self.random.randrange(1_000)
-        for name, weight in self.faults.items():
-            if at < weight:
-                return name
-            at -= weight
-        return ""
-
     def _beat(self, process: Process) -> None:
         """Heartbeats of everybody who lives; a suspicion ends with them."""
         for other in self.world.live:
@@ -304,9 +283,9 @@ class Storm:
             process.handle(s.Silent(frozenset(dead - {process.ref.rank})))
 
     def _work(self, process: Process) -> None:
-        draw = self.random.random()
+        draw = self.weather.random.random()
         if process.inbox and draw < 0.6:
-            at = self.random.randrange(min(len(process.inbox), 8))
+            at = self.weather.random.randrange(min(len(process.inbox), 8))
             event = process.inbox[at]
             del process.inbox[at]
             process.handle(event)
@@ -318,8 +297,7 @@ class Storm:
             process.handle(s.PollDue())
 
     def _strike(self, fault: str) -> None:
-        world, draw = self.world, self.random
-        self.happened[fault] += 1
+        world, draw = self.world, self.weather.random
         match fault:
             case "crash" if world.live:
                 process = draw.choice(world.live)
@@ -331,11 +309,8 @@ class Storm:
             case "pause" if world.live:
                 draw.choice(world.live).paused = True
             case "wake":
-                for process in [p for p in world.processes.values() if p.paused]:
-                    if draw.random() < 0.5:
-                        world.start(process.ref.rank)
-                    else:
-                        process.paused = False
+                paused = [process for process in world.processes.values() if process.paused]
+                self.weather.wake(paused, lambda process: world.start(process.ref.rank))
             case "ghost" if world.ghosts:
                 # It reads its inbox before the fence stops it, and nothing that it writes goes out any more.
                 ghost = draw.choice(world.ghosts)
@@ -343,33 +318,20 @@ class Storm:
                     ghost.handle(ghost.inbox.popleft())
             case "suspect" if world.live:
                 process = draw.choice(world.live)
-                ranks = [r for r in range(world.peers) if r != process.ref.rank and draw.random() < 0.4]
-                process.handle(s.Silent(frozenset(ranks if draw.random() < 0.6 else ())))
+                process.handle(s.Silent(frozenset(self.weather.suspects(process.ref.rank))))
             case "interrupt" if world.live and world.averages > 20:
                 draw.choice(world.live).handle(s.EndRequested("interrupted"))
 
 
 def main() -> None:
-    """Play storms until enough events were handled."""
-    parser = argparse.ArgumentParser(description="Faults at random against the asynchronous state machine.")
-    parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    steps, seed = 0, arguments.seed
-    happened, averages, caught_up = Counter[str](), [0, 0], Counter[bool]()
-    while steps < arguments.steps:
-        storm = Storm(seed)
-        try:
-            world = storm.play()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
-        steps += world.steps
-        averages = [averages[0] + world.averages, averages[1] + world.weights_averaged]
-        happened, caught_up = happened + storm.happened, caught_up + world.caught_up
-        seed += 1
-    storms = seed - arguments.seed
-    print(f"{steps} steps in {storms} storms: {dict(happened)}; {averages[0]} averages, {averages[1]} of weights too;")
+    """Play storms until enough events were handled, and say what happened in them."""
+    averages = of_weights = 0
+    caught_up = Counter[bool]()
+    for storm in played(Storm, "Faults at random against the asynchronous state machine."):
+        averages += storm.world.averages
+        of_weights += storm.world.weights_averaged
+        caught_up += storm.world.caught_up
+    print(f"{averages} averages, {of_weights} of weights too;")
     print(f"caught up from others' weights {caught_up[True]} times, from a predecessor's {caught_up[False]} times")
 
 

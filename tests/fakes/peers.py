@@ -1,258 +1,45 @@
-"""A whole run of several peers in one process: stepped in turn with virtual time, or each in threads of its own.
-
-QuadraticGradients pull the weights towards a point that belongs to the rank, so that the weighted mean of the points is
-where a run must end; TorchGradients compute real ones.
-"""
+"""A whole run of several peers in one process: stepped in turn with virtual time, or each in threads of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from contract import models
-from contract.batches import BatchRef, Manifest, decode_batch, encode_batch
 from contract.clock import SystemClock
 from contract.config import RunConfig
-from contract.errors import GradientFailed
 from contract.events import EventLog
-from contract.gradients import batch_gradient
 from contract.joining import Joined, joined_ranks, take_rank
 from contract.keys import Places
-from contract.modelspec import ModelSpec
 from contract.records import Member, PeerReport
-from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
+from contract.runspec import RunSpec
 from contract.signing import SigningKey
-from contract.store import ObjectStore
-from contract.tensors import Buffers, Layout, encode_weights, flatten, read_buffers, weights_hash
+from contract.tensors import Layout
 from peer_agent.actions import Actions, Ports
 from peer_agent.actions_async import AsyncActions
 from peer_agent.actions_sync import SyncActions
-from peer_agent.background import Finished, Threads
+from peer_agent.background import Threads
 from peer_agent.exchange.null import NullExchange, S3Pulses
 from peer_agent.keyring import USE
 from peer_agent.membership import claim
-from peer_agent.ports import Beat, Delivery, Exchange, ExchangeCounts, RoundGradient
+from peer_agent.ports import Exchange
 from peer_agent.runner import Runner
 from tests.fakes.clock import FakeClock
 from tests.fakes.exchange import MemoryBroker, SteppedNullExchange
+from tests.fakes.peer_ports import CountingMetrics, Inline, QuadraticGradients, SteppedExchange
+from tests.fakes.small_run import prepare_run, put_batches
 from tests.fakes.store import MemoryStore
-
-CLASSES, SIZE = 3, 4
-
-
-def build_model(classes: int, channels: int, image_size: int, norm: bool = False, hidden: int = 0) -> torch.nn.Module:
-    """A linear classifier, behind BatchNorm where `norm` is true, and behind a layer of `hidden` units where there are
-    some."""
-    layers: list[torch.nn.Module] = [torch.nn.BatchNorm2d(channels)] if norm else []
-    layers += [torch.nn.Flatten()]
-    if hidden:
-        layers += [torch.nn.Linear(channels * image_size**2, hidden), torch.nn.ReLU()]
-    layers += [torch.nn.Linear(hidden or channels * image_size**2, classes)]
-    return torch.nn.Sequential(*layers)
-
-
-def samples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images x (count, 1, SIZE, SIZE) whose brightest third tells the class y (count,)."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(CLASSES, (count,), generator=generator)
-    x = torch.randn(count, 1, SIZE, SIZE, generator=generator)
-    x[torch.arange(count), 0, y] += 1.5
-    return x, y
-
-
-class Inline:
-    """Background that runs a job when its outcome is asked for."""
-
-    def __init__(self) -> None:
-        self._jobs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._jobs)
-
-    def start(self, job: Callable[[], Any], then: Callable[[Any], Any]) -> None:
-        self._jobs.append((job, then))
-
-    def finished(self, timeout_seconds: float) -> list[Finished]:
-        jobs, self._jobs = self._jobs, []
-        return [self._outcome(job, then) for job, then in jobs]
-
-    @staticmethod
-    def _outcome(job: Callable[[], Any], then: Callable[[Any], Any]) -> Finished:
-        try:
-            return Finished(then, value=job())
-        except Exception as error:
-            return Finished(then, error=error)
-
-
-@dataclass
-class _Stage:
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
-class CountingMetrics:
-    """Counts entries and bytes per stage; measures no time."""
-
-    def __init__(self) -> None:
-        self.entered: list[tuple[str, int]] = []
-        self.stages: dict[str, _Stage] = {}
-
-    @contextmanager
-    def stage(self, name: str, round: int) -> Any:
-        self.entered.append((name, round))
-        yield self.stages.setdefault(name, _Stage())
-
-    def totals(self) -> dict[str, dict[str, Any]]:
-        return {n: {"seconds": 0.0, "bytes_in": s.bytes_in, "bytes_out": s.bytes_out} for n, s in self.stages.items()}
-
-
-class SteppedExchange:
-    """An exchange whose waiting is virtual. `loses(kind, body)` says what never arrives; `twice` doubles the rest."""
-
-    def __init__(self, inner: Exchange, clock: FakeClock, waits: bool = False) -> None:
-        self.inner, self._clock, self._waits = inner, clock, waits
-        self.counts: ExchangeCounts = inner.counts
-        self.loses: Callable[[str, bytes], bool] = lambda kind, body: False
-        self.twice = False
-        self.sent: list[str] = []
-
-    @property
-    def away_seconds(self) -> float:
-        return self.inner.away_seconds
-
-    @property
-    def up_since(self) -> float | None:
-        return self.inner.up_since
-
-    def publish(self, kind: str, body: bytes, to: int | None = None) -> None:
-        self.sent.append(kind)
-        if not self.loses(kind, body):
-            for _ in range(1 + self.twice):
-                self.inner.publish(kind, body, to)
-
-    def beat(self, body: bytes) -> None:
-        self.inner.beat(body)
-
-    def beats(self) -> list[Beat]:
-        return self.inner.beats()
-
-    def admit(self, rank: int) -> None:
-        self.inner.admit(rank)
-
-    def poll(self, timeout_seconds: float) -> list[Delivery]:
-        found = self.inner.poll(timeout_seconds if self._waits else 0.0)
-        if not found and not self._waits:
-            self._clock.sleep(timeout_seconds)
-        return found
-
-    def acknowledge(self, delivery: Delivery) -> None:
-        self.inner.acknowledge(delivery)
-
-    def close(self, *, retire: bool = False) -> None:
-        self.inner.close(retire=retire)
-
-
-class QuadraticGradients:
-    """Gradient of half the squared distance to this rank's own point: weights minus point, exactly."""
-
-    def __init__(self, rank: int, samples: int, elements: int) -> None:
-        self.point = np.full(elements, float(rank), np.float32)
-        self._samples = samples
-        self.weights_seen: list[str] = []
-        self.fails_in_round: int | None = None
-        self.closed = False
-
-    def compute(
-        self,
-        *,
-        round: int,
-        incarnation: int,
-        weights_sha256: str,
-        flat: NDArray[np.float32],
-        buffers: Buffers,
-        batches: Sequence[BatchRef],
-        seed: int,
-    ) -> RoundGradient:
-        if round == self.fails_in_round:
-            raise GradientFailed(f"batch {batches[0].index} of round {round} failed: the test wants it")
-        self.weights_seen.append(weights_sha256)
-        return RoundGradient(
-            gradient=flat - self.point,
-            buffers=buffers,
-            samples=self._samples,
-            loss=float(np.mean((flat - self.point) ** 2) / 2),
-            invocations=len(batches),
-            executions=1,
-            bytes_in=0,
-            bytes_out=0,
-        )
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class TorchGradients:
-    """The mean over the real batches' gradients, weighted by samples, in float64."""
-
-    def __init__(self, spec: RunSpec, store: MemoryStore, rank: int) -> None:
-        self._spec, self._store, self._rank = spec, store, rank
-        self._model = models.build(spec.model)
-        self._layout = Layout.of(self._model)
-
-    def compute(
-        self,
-        *,
-        round: int,
-        incarnation: int,
-        weights_sha256: str,
-        flat: NDArray[np.float32],
-        buffers: Buffers,
-        batches: Sequence[BatchRef],
-        seed: int,
-    ) -> RoundGradient:
-        found = []
-        for batch in batches:
-            x, y = decode_batch(self._store.get(self._spec.places.batch(self._rank, batch.index)), batch.sha256)
-            loss = self._spec.config.loss
-            found.append(batch_gradient(self._model, self._layout, loss, flat, buffers, x, y, seed=seed))
-        total = sum(b.samples for b in found)
-        mean = sum(b.gradient.astype(np.float64) * (b.samples / total) for b in found)
-        averaged = {
-            name: (
-                sum(b.buffers[name].astype(np.float64) * (b.samples / total) for b in found).astype(value.dtype)
-                if np.issubdtype(value.dtype, np.floating)
-                else np.asarray(value + 1)
-            )
-            for name, value in buffers.items()
-        }
-        return RoundGradient(
-            gradient=np.asarray(mean, np.float32),
-            buffers=averaged,
-            samples=total,
-            loss=sum(b.loss * b.samples for b in found) / total,
-            invocations=0,
-            executions=0,
-            bytes_in=0,
-            bytes_out=0,
-        )
-
-    def close(self) -> None:
-        """Holds nothing."""
 
 
 @dataclass
 class Peer:
-    """One peer of a Stage."""
+    """One peer of a Cast."""
 
     runner: Runner
     exchange: SteppedExchange
@@ -330,7 +117,7 @@ class Cast:
             bucket = f"joined-{rank}"
             earlier = (f"joined-{other}" for other in range(self.config.peers, rank))
             places = spec.places.with_buckets((*earlier, bucket))
-            manifest = _put_batches(self.store, places, rank, samples, self.config.batch_size)
+            manifest = put_batches(self.store, places, rank, samples, self.config.batch_size)
             return Joined(
                 run=spec.run,
                 rank=rank,
@@ -436,56 +223,3 @@ class Cast:
     def close(self) -> None:
         for peer in self.peers:
             peer.actions.close()
-
-
-def prepare_run(
-    store: ObjectStore,
-    config: RunConfig,
-    sample_counts: Sequence[int],
-    places: Places,
-    norm: bool = False,
-    hidden: int = 0,
-) -> RunSpec:
-    """Put batches, manifests, validation set, initial weights and run.json into the store."""
-    options = {"norm": norm, "hidden": hidden}
-    model_spec = ModelSpec(
-        name="tests.fakes.peers:build_model", classes=CLASSES, channels=1, image_size=SIZE, options=options
-    )
-    model = models.initial_weights(model_spec, config.seed)
-    layout = Layout.of(model)
-    flat, buffers = flatten(model, layout), read_buffers(model, layout)
-    sha256 = weights_hash(layout, flat, buffers)
-    weights = encode_weights(layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0)
-    store.put(places.weights(sha256), weights)
-    manifests = [_put_batches(store, places, rank, n, config.batch_size) for rank, n in enumerate(sample_counts)]
-    batches = tuple(len(manifest.batches) for manifest in manifests)
-    validation = encode_batch(*samples(64, seed=99))
-    store.put(places.validation(), validation)
-    spec = RunSpec(
-        run=places.run,
-        config=config,
-        places=places,
-        model=model_spec,
-        samples=tuple(sample_counts),
-        batches=batches,
-        rounds_per_epoch=rounds_per_epoch(batches, config.batches_per_round),
-        initial_weights=sha256,
-        validation=ValidationSet(sha256=hashlib.sha256(validation).hexdigest(), samples=64),
-        state_machines=("",) * config.peers,
-    )
-    store.put(places.spec(), spec.to_json())
-    return spec
-
-
-def _put_batches(store: ObjectStore, places: Places, rank: int, count: int, size: int) -> Manifest:
-    x, y = samples(count, seed=rank)
-    refs = []
-    for index, start in enumerate(range(0, count, size)):
-        blob = encode_batch(x[start : start + size], y[start : start + size])
-        place = places.batch(rank, index)
-        store.put(place, blob)
-        digest = hashlib.sha256(blob).hexdigest()
-        refs.append(BatchRef(index=index, key=place.key, samples=min(size, count - start), sha256=digest))
-    manifest = Manifest(rank=rank, batches=tuple(refs))
-    store.put(places.manifest(rank), manifest.to_json())
-    return manifest

@@ -7,53 +7,37 @@ plays storms of different peers, quorums and loss until so many events have been
 
 from __future__ import annotations
 
-import argparse
-import random
-from collections import Counter
-
 from peer_agent import signals as s
 from peer_agent.outcome import Phase
 from tests.fakes.round_world import Process, World
+from tests.fakes.weather import Weather, played
 
-#: Faults by how often they come, out of a thousand things that happen.
-FAULTS = {"crash": 6, "restart": 30, "pause": 4, "wake": 20, "ghost": 10, "suspect": 12, "deadline": 8, "interrupt": 0}
+#: Out of a thousand things that happen.
+DEADLINES = 8
 
 
 class Storm:
     """One run in bad weather, and then in good."""
 
     def __init__(self, seed: int, *, rounds: int = 8, turns: int = 1_500) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - reproducible, not secret
-        draw, peers = self.random, self.random.randint(1, 6)
-        loss, double = draw.choice([(0.0, 0.0), (0.1, 0.1), (0.4, 0.2), (1.0, 0.0)])
+        self.weather = Weather(seed)
+        draw, peers = self.weather.random, self.weather.peers
         quorum = draw.choice([1.0, 1.0, 0.5, 0.75, min(2, peers), 1])
-
-        def deliver() -> int:
-            if draw.random() < loss:
-                return 0
-            return 2 if draw.random() < double else 1
-
         topology = draw.choice(["all_gather", "reduce_scatter"])
         odd = draw.sample(range(peers), draw.choice([0, 0, 0, 1, peers // 2]))
-        self.world = World(peers, rounds, quorum=quorum, deliver=deliver, topology=topology, odd=odd)
+        self.world = World(peers, rounds, quorum=quorum, deliver=self.weather.deliver, topology=topology, odd=odd)
         self.turns = turns
-        self.faults = dict(FAULTS)
-        if odd:
-            self.faults["deadline"] = (
-                0  # who alone holds recorded weights may be gone for long, and comes back in the end
-            )
-        if draw.random() < 0.2:
-            self.faults["interrupt"] = 2
-        self.happened: Counter[str] = Counter()
+        # Who alone holds recorded weights may be gone for long, and comes back in the end.
+        self.weather.faults["deadline"] = 0 if odd else DEADLINES
+        self.weather.may_interrupt()
 
     def play(self) -> World:
         """Bad weather for some turns, then good weather until all have ended."""
         for _ in range(self.turns):
-            fault = self._draw()
-            if fault:
+            if fault := self.weather.fault():
                 self._strike(fault)
             elif self.world.live:
-                self._work(self.random.choice(self.world.live))
+                self._work(self.weather.random.choice(self.world.live))
         self.world.heal()
         ended = [process for process in self.world.processes.values() if process not in self.world.lost]
         for process in ended:
@@ -62,27 +46,18 @@ class Storm:
         assert len({process.machine.base for process in began}) <= 1
         return self.world
 
-    def _draw(self) -> str:
-        at = self.random.randrange(1_000)
-        for name, weight in self.faults.items():
-            if at < weight:
-                return name
-            at -= weight
-        return ""
-
     def _work(self, process: Process) -> None:
-        draw = self.random.random()
+        draw = self.weather.random.random()
         if process.inbox and draw < 0.85:
             near = min(len(process.inbox), 1 if draw < 0.5 else 8)
-            self.world.step(process, self.random.randrange(near))
+            self.world.step(process, self.weather.random.randrange(near))
         elif draw < 0.95:
             self.world.beat(process)
         else:
             self.world.handle(process, s.PollDue())
 
     def _strike(self, fault: str) -> None:
-        world, draw = self.world, self.random
-        self.happened[fault] += 1
+        world, draw = self.world, self.weather.random
         match fault:
             case "crash" if len(world.live) > 1:
                 world.crash(draw.choice(world.live).ref.rank)
@@ -93,19 +68,15 @@ class Storm:
             case "pause" if len(world.live) > 1:
                 draw.choice(world.live).paused = True
             case "wake":
-                for process in [p for p in world.processes.values() if p.paused]:
-                    if draw.random() < 0.5:
-                        world.start(process.ref.rank)
-                    else:
-                        process.paused = False
+                paused = [process for process in world.processes.values() if process.paused]
+                self.weather.wake(paused, lambda process: world.start(process.ref.rank))
             case "ghost" if world.ghosts:
                 ghost = draw.choice(world.ghosts)
                 while ghost.inbox and not ghost.over:
                     world.step(ghost, 0)
             case "suspect" if world.live:
                 process = draw.choice(world.live)
-                ranks = [r for r in range(world.peers) if r != process.ref.rank and draw.random() < 0.4]
-                world.suspect(process, ranks if draw.random() < 0.6 else ())
+                world.suspect(process, self.weather.suspects(process.ref.rank))
             case "deadline" if world.live:
                 process = draw.choice(world.live)
                 if process.machine.phase is not Phase.JOINING:
@@ -115,24 +86,6 @@ class Storm:
                 world.handle(draw.choice(world.live), s.EndRequested("interrupted"))
 
 
-def main() -> None:
-    """Play storms until enough events were handled."""
-    parser = argparse.ArgumentParser(description="Faults at random against the round's state machine.")
-    parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    steps, seed, happened = 0, arguments.seed, Counter[str]()
-    while steps < arguments.steps:
-        storm = Storm(seed)
-        try:
-            steps += storm.play().steps
-        except BaseException:
-            print(f"seed {seed}")
-            raise
-        happened += storm.happened
-        seed += 1
-    print(f"{steps} steps in {seed - arguments.seed} storms: {dict(happened)}")
-
-
 if __name__ == "__main__":
-    main()
+    for _ in played(Storm, "Faults at random against the round's state machine."):
+        pass

@@ -14,11 +14,13 @@ from contract.codec import F32, codec
 from contract.config import RunConfig
 from contract.keys import Places
 from contract.modelspec import ModelSpec
+from contract.packing import packing
 from contract.records import Commit, Contributor, MemberRef
 from contract.runspec import RunSpec, ValidationSet
 from contract.seeds import public_seed
 from contract.tensors import Buffers, Entry, Layout, pack_buffers
 from peer_agent.exchange.topology import Topology, topology
+from peer_agent.pieces import Pieces
 from peer_agent.reduction import Shards
 from peer_agent.shards import Averaged, Reduction
 from tests.fakes.store import MemoryStore
@@ -108,8 +110,18 @@ class ShardRound:
         payload = sharding.codec.encode(self.gradient(self.layout.elements, rank), seed)
         packed = pack_buffers(self.layout, buffers_of(self.layout, rank))
         self.frames[rank] = sharding.frame(header, payload, packed)
-        self.stores[rank].create(self.place(rank), self.frames[rank])
+        self.store_whole(rank, self.frames[rank])
         return wire.decode_header(self.frames[rank])
+
+    def store_whole(self, rank: int, frame: bytes) -> None:
+        """Put a frame as a peer's contribution, in place of the pieces that are there."""
+        sharding, places = self.peers[rank].sharding(self.shards), self.spec.places
+        for piece in range(len(sharding.pieces)):
+            place = places.piece(ROUND, rank, 0, piece)
+            self.shared.objects.pop((place.bucket, place.key), None)
+        pieces = Pieces(self.stores[rank], places, packing(self.spec.config.exchange.packing))
+        pieces.put(frame, sharding, MemberRef(rank=rank, incarnation=0))
+        self.stores[rank].create(self.place(rank), wire.header_part(frame))
 
     def commit(self, contributors: Sequence[int] | None = None) -> Commit:
         """The commit of these ranks' contributions (None: all members'); those that are lacking are made."""

@@ -52,9 +52,10 @@ class MemoryStore:
                 return None
             return self._write(place, data)
 
-    def get(self, place: Place) -> bytes:
+    def get(self, place: Place, most: int | None = None) -> bytes:
         self._enter("get", place)
         with self._lock:
+            self._check_size(place, most)
             return self._read(place)
 
     def get_range(self, place: Place, offset: int, length: int) -> bytes:
@@ -69,14 +70,20 @@ class MemoryStore:
             raise CorruptObject(f"{place} ends before byte {offset + length}")
         return data
 
-    def find(self, place: Place) -> tuple[bytes, str] | None:
+    def find(self, place: Place, most: int | None = None) -> tuple[bytes, str] | None:
         self._enter("find", place)
         with self._lock:
             if (place.bucket, place.key) not in self.objects:
                 self.counts.gets += 1
                 return None
+            self._check_size(place, most)
             data = self._read(place)
             return data, _etag(data)
+
+    def _check_size(self, place: Place, most: int | None) -> None:
+        size = len(self.objects.get((place.bucket, place.key), b""))
+        if most is not None and size > most:
+            raise CorruptObject(f"{place} has {size} bytes, where {most} are the most")
 
     def head(self, place: Place) -> Stored | None:
         self._enter("head", place)

@@ -58,6 +58,17 @@ class StoreContract:
         with pytest.raises(ObjectMissing, match="does not exist"):
             store.get_range(A, 0, 1)
 
+    def test_more_than_may_be_is_not_read(self, store: ObjectStore) -> None:
+        place = A
+        store.put(place, bytes(1_001))
+        found = store.find(place, 1_001)
+        assert found is not None
+        assert found[0] == store.get(place, 1_001) == bytes(1_001)
+        for ask in (store.get, store.find):
+            with pytest.raises(CorruptObject, match="1001 bytes, where 1000 are the most"):
+                ask(place, 1_000)
+        assert store.get(place) == bytes(1_001)
+
     def test_create_happens_once(self, store: ObjectStore) -> None:
         first = store.create(A, b"first")
         assert first is not None

@@ -14,7 +14,8 @@ import pytest
 from contract.config import RunConfig, from_mapping
 from contract.errors import ConfigError
 from peer_agent.background import Finished
-from tests.fakes.peers import Cast, Inline
+from tests.fakes.peer_ports import Inline
+from tests.fakes.peers import Cast
 from tests.functional.test_runner_async import configuration, events
 
 #: Per rank; unequal, so that a mean that forgets to weigh shows.

@@ -15,7 +15,8 @@ from contract.errors import NonFiniteGradient
 from contract.records import Commit
 from contract.wire import Frame, decode, encode
 from peer_agent.ports import RoundGradient
-from tests.fakes.peers import Cast, Peer, QuadraticGradients
+from tests.fakes.peer_ports import QuadraticGradients
+from tests.fakes.peers import Cast, Peer
 from tests.fakes.sync_runs import commits, configuration, events, exchange, play
 
 N = 51  # parameters of the model
@@ -149,14 +150,14 @@ def test_earlier_bytes_that_lie_in_s3_are_what_was_sent() -> None:
     contributions = cast.peers[1].actions.contributions
     store_own = contributions.store_own
 
-    def another_rounding(made: bytes) -> Any:
+    def another_rounding(made: bytes, members: Any = ()) -> Any:
         found = decode(made, expected_elements=N, expected_buffers_bytes=0)
         if found.header.round == 2:
             values = codec("qsgd4").decode(found.payload, N)
             payload = codec("qsgd4").encode(values * np.float32(0.9), seed=1)
             earlier = cast.peers[1].actions.trust.key.sign_frame(encode(found.header, payload, found.buffers))
             cast.store.create(contributions.place(2, cast.peers[1].actions.me), earlier)
-        return store_own(made)
+        return store_own(made, members)
 
     contributions.store_own = another_rounding  # type: ignore[method-assign]
     cast.play()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from peer_agent.background import Finished
-from tests.fakes.peers import Cast, Inline
+from tests.fakes.peer_ports import Inline
+from tests.fakes.peers import Cast
 from tests.fakes.sync_runs import commits, configuration, events, exchange
 
 SAMPLES = (24, 24, 12)

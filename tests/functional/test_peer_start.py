@@ -16,7 +16,7 @@ from contract.signing import verify
 from peer_agent import __main__ as process
 from peer_agent.keyring import USE
 from tests.fakes.clock import FakeClock
-from tests.fakes.peers import prepare_run
+from tests.fakes.small_run import prepare_run
 from tests.fakes.store import MemoryStore
 from tests.fakes.sync_runs import configuration
 

@@ -7,34 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from contract.config import RunConfig
 from contract.errors import CorruptObject, ObjectMissing, WeightsMismatch
 from contract.keys import Places
-from contract.modelspec import ModelSpec
 from contract.records import Checkpoint, Commit, Contributor, MemberRef, Result
-from contract.runspec import RunSpec, ValidationSet
 from contract.tensors import Entry, Layout, encode_weights, weights_hash
 from peer_agent.barrier import Retention, WeightsShelf
-from peer_agent.contributions import Contributions
-from peer_agent.spool import Spool
 from tests.fakes.store import MemoryStore
 
 PEERS = 3
 PLACES = Places(run="run", run_bucket="bucket", peer_buckets=("p0", "p1", "p2"), region="local")
 MEMBERS = tuple(MemberRef(rank=rank, incarnation=1) for rank in range(PEERS))
 LAYOUT = Layout((Entry("w", (4,)),))
-SPEC = RunSpec(
-    run="run",
-    config=RunConfig(peers=PEERS),
-    places=PLACES,
-    model=ModelSpec(name="cnn", classes=10, channels=1, image_size=28, options={}),
-    samples=(1,) * PEERS,
-    batches=(1,) * PEERS,
-    rounds_per_epoch=1,
-    initial_weights="W0-".ljust(64, "0"),
-    validation=ValidationSet(sha256="0" * 64, samples=1),
-    state_machines=("",) * PEERS,
-)
 
 
 def sha(round: int) -> str:
@@ -59,10 +42,7 @@ class Run:
     def join(self, rank: int) -> None:
         me = MEMBERS[rank]
         shelf = WeightsShelf(self.store, PLACES, LAYOUT, me)
-        spool = Spool()
-        spool.close()  # only the places of contributions are asked for
-        contributions = Contributions(SPEC, LAYOUT, me, self.store, spool)
-        self.peers[rank] = Retention(me, shelf, contributions, sha(0), every_rounds=self.every)
+        self.peers[rank] = Retention(me, shelf, sha(0), every_rounds=self.every)
         self.dead.discard(rank)
 
     def play(self, first: int, end: int, left_out: int | None = None) -> None:
@@ -75,6 +55,7 @@ class Run:
         members = [member for member in MEMBERS if member.rank not in self.dead]
         for member in members:
             self.store.put(PLACES.contribution(round, member.rank, member.incarnation), b"")
+            self.store.put(PLACES.piece(round, member.rank, member.incarnation, 0), b"")
         self.store.put(PLACES.shard(round, 0), b"")
         writer = members[(round + 1) % len(members)]
         self.store.put(PLACES.weights(sha(round + 1)), b"")

@@ -14,7 +14,8 @@ from contract.config import RunConfig
 from contract.errors import GradientFailed, RunFailed
 from contract.records import Stop
 from contract.tensors import decode_weights
-from tests.fakes.peers import Cast, TorchGradients
+from tests.fakes.peer_ports import TorchGradients
+from tests.fakes.peers import Cast
 
 
 def configuration(**changes: Any) -> RunConfig:

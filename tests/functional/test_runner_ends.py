@@ -9,7 +9,8 @@ import pytest
 
 from contract.errors import GradientFailed, RunFailed
 from contract.records import Stop
-from tests.fakes.peers import Cast, QuadraticGradients
+from tests.fakes.peer_ports import QuadraticGradients
+from tests.fakes.peers import Cast
 from tests.fakes.sync_runs import commits, configuration, events, play, weights
 
 

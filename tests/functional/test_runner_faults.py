@@ -296,12 +296,12 @@ def test_an_announced_frame_that_s3_does_not_hold_is_rejected_and_found_later() 
     failures = 0
     get = cast.store.get
 
-    def late(place: Any) -> bytes:
+    def late(place: Any, most: int | None = None) -> bytes:
         nonlocal failures
         if "contributions/000001/0002" in place.key and failures < 2:
             failures += 1
             raise ObjectMissing(f"{place} does not exist")
-        return get(place)
+        return get(place, most)
 
     cast.store.get = late  # type: ignore[method-assign]
     cast.play()

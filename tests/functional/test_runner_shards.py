@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ from contract.errors import RunFailed
 from tests.fakes.peers import Cast
 from tests.fakes.sync_runs import commits, configuration, events, exchange, play
 from tests.functional.test_runner_membership import SAMPLES, come_back, die, listed, rounds
+
+#: What is packed: whole contributions; pieces of those that are cut, and averages.
+PACKED = {
+    "all_gather": re.compile(r"/contributions/\d+/\d+-\d+\Z"),
+    "reduce_scatter": re.compile(r"/contributions/\d+/\d+-\d+\.\d+\Z|/shards/\d+/\d+\Z"),
+}
+ZSTD = bytes.fromhex("28b52ffd")
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -43,8 +51,23 @@ def test_with_compression_all_peers_hold_the_same_weights(broker: bool, feedback
     cast.close()
 
 
-def test_a_dead_owners_shard_is_made_by_the_next_and_the_owner_comes_back(tmp_path: Path) -> None:
-    config = configuration(epochs=5, exchange=exchange(codec="qsgd4", topology="reduce_scatter"))
+@pytest.mark.parametrize("topology", ["all_gather", "reduce_scatter"])
+def test_packed_objects_lead_to_the_same_weights(topology: str) -> None:
+    found = set()
+    for packing in ("none", "zstd"):
+        cast = Cast(configuration(exchange=exchange(codec="qsgd4", topology=topology, packing=packing)), SAMPLES)
+        cast.play()
+        found |= {report.weights_sha256 for report in cast.reports()}
+        stored = [cast.store.objects[key] for key in cast.store.objects if PACKED[topology].search(key[1])]
+        assert stored
+        assert all((blob[:4] == ZSTD) == (packing == "zstd") for blob in stored)
+        cast.close()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("packing", ["none", "zstd"])
+def test_a_dead_owners_shard_is_made_by_the_next_and_the_owner_comes_back(packing: str, tmp_path: Path) -> None:
+    config = configuration(epochs=5, exchange=exchange(codec="qsgd4", topology="reduce_scatter", packing=packing))
     cast = Cast(config, SAMPLES, events=tmp_path / "events.jsonl")
     state = {"dead": False, "back": False}
 

@@ -12,7 +12,8 @@ from contract.records import Result
 from contract.tensors import decode_weights
 from contract.wire import decode_header
 from peer_agent.ports import Delivery
-from tests.fakes.peers import Cast, Peer, TorchGradients
+from tests.fakes.peer_ports import TorchGradients
+from tests.fakes.peers import Cast, Peer
 from tests.fakes.sync_runs import LR, commits, configuration, exchange, play, weights
 
 

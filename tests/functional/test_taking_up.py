@@ -80,7 +80,7 @@ class Peer:
             store, spec.places, me, elements=N, own_states=spec.config.exchange.error_feedback
         )
         self.retention = Retention(
-            me, self.shelf, self.contributions, spec.initial_weights, every_rounds=spec.config.checkpoint.every_rounds
+            me, self.shelf, spec.initial_weights, every_rounds=spec.config.checkpoint.every_rounds
         )
         self.residual_lost = False
         self.rounds_applied = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,46 +166,6 @@ def test_a_function_of_that_name_is_in_the_package(with_broker: Deployment) -> N
     assert [path.name for path in folder.iterdir()] == ["handler.py"]
     assert function["Handler"] == "handler.handler"
     assert (folder / "handler.py").read_bytes() == HANDLER.read_bytes()
-
-
-#: Network and broker alone, of the largest deployment; FOLDER gets the templates.
-LARGEST = """
-import json, os, sys
-sys.path.insert(0, {root!r})
-from infra.settings import MOST_PEERS, Settings
-from infra.toolkit import node
-os.environ.setdefault("JSII_NODE", str(node()))
-from aws_cdk import App
-from infra.stacks.broker import BrokerStack
-from infra.stacks.network import NetworkStack
-flags = json.load(open({root!r} + "/cdk.json"))["context"]
-app = App(context=flags, outdir=sys.argv[1], analytics_reporting=False)
-settings = Settings(peers=MOST_PEERS)
-network = NetworkStack(app, "N", settings)
-broker = BrokerStack(app, "B", settings, network=network)
-app.synth()
-"""
-
-
-@pytest.mark.slow
-def test_the_largest_deployment_keeps_cloudformation_s_limits(tmp_path: Path) -> None:
-    """https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html"""
-    script = LARGEST.format(root=str(HANDLER.parents[2]))
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=100, capture_output=True)
-    templates = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.template.json")]
-    assert len(templates) == 4, "network, broker, and two more for the accounts"
-    named = set()
-    for text in templates:
-        template = json.loads(text)
-        assert text.count("resolve:secretsmanager") <= 60
-        assert len(template["Resources"]) <= 500
-        assert len(template.get("Outputs", {})) <= 200
-        assert len(template.get("Parameters", {})) <= 200
-        assert len(text) <= 1_000_000
-        for resource in template["Resources"].values():
-            if resource["Type"] == "Custom::BrokerUsers":
-                named |= {user["Username"] for user in resource["Properties"]["Users"]}
-    assert named == {user_name(rank) for rank in range(150)}
 
 
 def functions(deployment: Deployment) -> list[dict[str, Any]]:

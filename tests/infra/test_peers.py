@@ -14,6 +14,7 @@ import pytest
 
 from contract.env import InstanceEnv
 from infra import outputs
+from infra.amazon_mq import user_name
 from infra.settings import MOST_PEERS, Settings
 from infra.stacks.user_data import LIMIT, user_data
 from tests.infra.deployment import Deployment
@@ -25,8 +26,9 @@ LIBRARIES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 NOT_ON_AWS = {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}
 GROUP = "AWS::AutoScaling::AutoScalingGroup"
 TEMPLATE = "AWS::EC2::LaunchTemplate"
-#: CloudFormation's limits for one stack.
-MOST_RESOURCES, MOST_OUTPUTS, MOST_BYTES = 500, 200, 1_000_000
+#: CloudFormation's limits for one template:
+#: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html
+MOST_RESOURCES, MOST_OUTPUTS, MOST_PARAMETERS, MOST_SECRETS, MOST_BYTES = 500, 200, 200, 60, 1_000_000
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -257,8 +259,15 @@ def test_the_largest_deployment_stays_within_cloudformations_limits(tmp_path: Pa
     assert done.returncode == 0, done.stderr[-4_000:]
     templates = {path.name: path for path in (tmp_path / "out").glob("*.template.json")}
     assert f"{settings.prefix}-{outputs.PEERS}14.template.json" in templates
+    accounts = set()
     for name, path in templates.items():
-        template = json.loads(path.read_text())
+        text = path.read_text()
+        template = json.loads(text)
+        assert text.count("resolve:secretsmanager") <= MOST_SECRETS, name
+        assert len(template.get("Parameters", {})) <= MOST_PARAMETERS, name
+        made = [r["Properties"]["Users"] for r in template["Resources"].values() if r["Type"] == "Custom::BrokerUsers"]
+        accounts |= {user["Username"] for users in made for user in users}
         assert len(template["Resources"]) < MOST_RESOURCES, name
         assert len(template.get("Outputs", {})) <= MOST_OUTPUTS, name
         assert path.stat().st_size < MOST_BYTES, name
+    assert accounts == {user_name(rank) for rank in range(MOST_PEERS)}

@@ -21,7 +21,7 @@ from contract.records import PeerReport
 from contract.runspec import RunSpec
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
-from tests.fakes.peers import prepare_run
+from tests.fakes.small_run import prepare_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 100.0

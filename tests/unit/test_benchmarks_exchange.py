@@ -108,12 +108,18 @@ def test_ratios_are_of_medians_and_slow_links_are_told_as_a_speedup() -> None:
     shaped = Measured(gloo=[3.0], peers=[1.0, 0.5, 0.75], error=0.2, stages={}, counts=counts, gloo_cpu_seconds=0.02)
     found = {
         figure.name: figure
-        for figure in figures({"all_gather": here, "reduce_scatter": shaped}, {"all_gather": shaped})
+        for figure in figures(
+            {"all_gather": here, "reduce_scatter": shaped}, {"all_gather": shaped, "reduce_scatter": shaped}
+        )
     }
     assert found["exchange_over_gloo"].value == pytest.approx(3.0)
     assert (found["exchange_over_gloo"].must, found["exchange_over_gloo"].aim) == (4.0, 1.7)
     assert found["gloo_over_exchange_100_mbit"].value == pytest.approx(4.0)
     assert found["gloo_over_exchange_100_mbit"].better == "higher"
+    assert [name for name, figure in found.items() if figure.must is not None] == [
+        "exchange_over_gloo",
+        "gloo_over_exchange_100_mbit_reduce_scatter",
+    ]
     assert found["seconds_send"].value == 0.1
     assert (found["megabytes_sent"].value, found["megabytes_received"].value) == (3.0, 9.0)
     assert (found["requests"].value, found["cpu_seconds"].value, found["cpu_seconds_gloo"].value) == (5.0, 0.08, 0.02)

@@ -15,7 +15,7 @@ from contract.codec import BUCKET, CODECS, F32, NAMES, codec
 from contract.errors import CorruptObject, NonFiniteGradient
 from contract.feedback import ErrorFeedback
 from contract.seeds import public_seed
-from contract.sharding import ShardedCodec, Sharding, bounds
+from contract.sharding import MAX_PIECES, PIECE_BYTES, ShardedCodec, Sharding, bounds
 from contract.tensors import Entry, Layout
 
 HEADER = wire.FrameHeader(
@@ -204,3 +204,29 @@ def test_a_frame_that_is_cut_otherwise_does_not_fit() -> None:
 def test_more_shards_than_a_table_has_room_for_are_refused(shards: int) -> None:
     with pytest.raises(ValueError, match="1 to 1364 shards"):
         Sharding(layout(10), CODECS["none"], shards)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    elements=st.sampled_from([0, 1, 700, 5_000, 400_000, 3_000_000]),
+    shards=st.integers(1, 12),
+    buffers=st.lists(st.integers(0, 300), max_size=3),
+)
+def test_a_contribution_is_its_leading_part_and_its_pieces(elements: int, shards: int, buffers: list[int]) -> None:
+    cut = Sharding(layout(elements, *buffers), codec("qsgd4"), shards)
+    payload = cut.codec.encode(np.ones(elements, np.float32), 1)
+    frame = cut.frame(
+        dataclasses.replace(HEADER, elements=elements),
+        payload,
+        bytes(range(256)) * (sum(buffers) // 256) + bytes(sum(buffers) % 256),
+    )
+    decoded = wire.decode(frame, expected_elements=elements, expected_buffers_bytes=sum(buffers))
+    pieces = cut.cut(decoded)
+    assert cut.whole(wire.header_part(frame), pieces) == frame
+    assert [shard for piece in cut.pieces for shard in piece] == list(range(shards)), "each shard once, in order"
+    assert len(pieces) == len(cut.pieces) <= min(shards, MAX_PIECES)
+    assert len(pieces) == 1 or min(map(len, pieces)) > PIECE_BYTES // 2
+    assert decoded.header.table is not None
+    for (piece, at, length), entry in zip(cut.extents, decoded.header.table, strict=True):
+        found = memoryview(pieces[piece])[at : at + length]
+        entry.check(found[: entry.payload_bytes], found[entry.payload_bytes :])

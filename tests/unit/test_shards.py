@@ -118,12 +118,10 @@ def test_the_second_quantisation_is_reported_as_it_is() -> None:
 
 def damaged(round: ShardRound, rank: int, shard: int) -> None:
     """Change a byte of one shard of a stored contribution."""
-    header = wire.decode_header(round.frames[rank])
-    assert header.table is not None
-    at = header.header_bytes + header.table[shard].payload_offset + 3
-    place = round.place(rank)
+    piece, at, _ = round.peers[0].sharding(round.shards).extents[shard]
+    place = round.spec.places.piece(ROUND, rank, 0, piece)
     stored = bytearray(round.shared.objects[place.bucket, place.key])
-    stored[at] ^= 1
+    stored[at + 3] ^= 1
     round.shared.objects[place.bucket, place.key] = bytes(stored)
 
 
@@ -153,12 +151,13 @@ def test_contributions_that_cannot_be_read_are_left_out() -> None:
     commit = round.commit()
     without(round, 1)
     two, three = round.place(2), round.place(3)
-    round.shared.objects[two.bucket, two.key] = round.frames[4]
-    round.shared.objects[three.bucket, three.key] = round.frames[3][:900]
+    round.shared.objects[two.bucket, two.key] = wire.header_part(round.frames[4])
+    round.shared.objects[three.bucket, three.key] = wire.header_part(round.frames[3])[:300]
     sharding = round.reduction(0, commit).sharding
     nonsense = sharding.frame(wire.decode_header(round.frames[4]), b"\xff" * sum(sharding.codec.lengths), b"")
-    four = round.place(4)
-    round.shared.objects[four.bucket, four.key] = nonsense
+    place = round.place(4)
+    del round.shared.objects[place.bucket, place.key]
+    round.store_whole(4, nonsense)
     digest = wire.decode_header(nonsense).digest
     listed = (*commit.contributors[:4], dataclasses.replace(commit.contributors[4], digest=digest))
     reader = round.peer(0)
