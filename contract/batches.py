@@ -88,6 +88,14 @@ def encode_batch(x: Tensor, y: Tensor) -> bytes:
     return safetensors.torch.save({"x": x.detach().contiguous(), "y": y.detach().contiguous()})
 
 
+def opened(blob: bytes, batch: BatchRef) -> tuple[Tensor, Tensor]:
+    """x (N, …) and y (N, …) of the batch that `batch` names. Raises CorruptObject for any other."""
+    x, y = decode_batch(blob, batch.sha256)
+    if len(y) != batch.samples:
+        raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
+    return x, y
+
+
 def decode_batch(blob: bytes, sha256: str | None = None) -> tuple[Tensor, Tensor]:
     """Inverse of `encode_batch`: x (N, …), y (N, …). Raises CorruptObject, also when the digest differs."""
     if sha256 is not None and hashlib.sha256(blob).hexdigest() != sha256:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from contract.errors import ModelError, NonFiniteGradient
 from contract.objective import forward, refusal
+from contract.precision import autocast
 from contract.tensors import Buffers, Layout, flat_gradient, load, not_finite, read_buffers
 
 ADVICE = "a smaller optimizer.lr or standardised data may help"
@@ -45,16 +46,18 @@ def batch_gradient(
     y: Tensor,
     *,
     seed: int,
+    precision: str = "float32",
 ) -> BatchGradient:
     """Load weights `flat` (n,) and `buffers` into `model`, and compute the gradient on the batch x (N, …), y (N, …).
 
-    The model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call and
+    `precision` is that of the forward pass (contract/precision.py); weights and gradients are float32 in any case. The
+    model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call and
     restored afterwards. The result depends on nothing that the model held before, except non-persistent buffers, and
     the model keeps no gradients.
 
     Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the batch
     (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when weights and
-    model do not fit, MemoryError when torch runs out of memory.
+    model do not fit, MemoryError when torch runs out of memory, ConfigError for a precision that this processor lacks.
     """
     samples = len(y)
     if samples == 0 or len(x) != samples:
@@ -65,13 +68,14 @@ def batch_gradient(
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.default_generator.manual_seed(seed)
-            _, loss = forward(model, loss_name, x, y)
+            with autocast(precision):
+                _, loss = forward(model, loss_name, x, y)
             value = loss.item()
             if not math.isfinite(value):
                 raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {value}; {ADVICE}")
             if not loss.requires_grad:
                 raise ModelError("the loss depends on no parameter that can be trained")
-            _backward(loss, x, y)
+            backward(loss, x, y)
         gradient = flat_gradient(model, layout)
     finally:
         model.zero_grad(set_to_none=True)
@@ -80,7 +84,8 @@ def batch_gradient(
     return BatchGradient(gradient, read_buffers(model, layout), samples, value)
 
 
-def _backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
+def backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
+    """The gradients of a batch's loss. Raises ModelError, MemoryError."""
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except MemoryError:

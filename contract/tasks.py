@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from contract import jsonform
 from contract.batches import BatchRef
 from contract.errors import CorruptObject, PeerlessError
 from contract.keys import Place, Places
+from contract.local_steps import LocalSteps
 from contract.modelspec import ModelSpec
 from contract.seeds import public_seed
 
@@ -50,8 +51,10 @@ class GradientTask:
     """Name of the weights to compute with (64 hex digits)."""
     loss: str
     """Name of the loss (contract.objective)."""
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    """The run's optimizer settings; plain gradients do not need them, steps taken in the worker will."""
+    steps: LocalSteps | None = None
+    """Steps that the worker takes, and their update in place of a gradient; None for a gradient."""
+    precision: str = "float32"
+    """Of the forward pass (contract/precision.py)."""
     codec: str
     """Codec of the gradient on its way to the peer."""
     seed: int
@@ -79,8 +82,12 @@ class GradientTask:
 
     @property
     def batch_place(self) -> Place:
-        """The object of which the batch is the whole or a byte range."""
-        return Place(self.places.peer_buckets[self.rank], self.batch.key, self.places.account)
+        """Where the batch lies."""
+        return self.place_of(self.batch)
+
+    def place_of(self, batch: BatchRef) -> Place:
+        """The object of which one of the peer's batches is the whole or a byte range."""
+        return Place(self.places.peer_buckets[self.rank], batch.key, self.places.account)
 
     @property
     def output(self) -> Place:

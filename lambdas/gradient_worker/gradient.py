@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from contract.batches import decode_batch
+from contract.batches import opened
 from contract.codec import codec
-from contract.errors import CorruptObject
-from contract.gradients import batch_gradient
+from contract.gradients import BatchGradient, batch_gradient
+from contract.local_steps import LocalSteps, local_update
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, pack_buffers
 from contract.wire import FrameHeader, Kind, decode_header, encode
@@ -45,10 +46,27 @@ def gradient_frame(task: GradientTask, model: nn.Module, layout: Layout, weights
 
     Raises CorruptObject when the batch isn't the one that the task names, and whatever `batch_gradient` raises.
     """
-    x, y = decode_batch(batch, task.batch.sha256)
-    if len(y) != task.batch.samples:
-        raise CorruptObject(f"{task.batch_place} holds {len(y)} samples, but the manifest says {task.batch.samples}")
-    made = batch_gradient(model, layout, task.loss, weights.flat, weights.buffers, x, y, seed=task.batch_seed)
+    x, y = opened(batch, task.batch)
+    made = batch_gradient(
+        model, layout, task.loss, weights.flat, weights.buffers, x, y, seed=task.batch_seed, precision=task.precision
+    )
+    return result_frame(task, layout, made)
+
+
+def update_frame(
+    task: GradientTask, steps: LocalSteps, model: nn.Module, layout: Layout, weights: Weights, batches: Sequence[bytes]
+) -> Result:
+    """The same for the update that the task's `steps` with these batch files come to."""
+    data = [opened(blob, batch) for blob, batch in zip(batches, steps.batches, strict=True)]
+    made = local_update(
+        model, layout, task.loss, weights.flat, weights.buffers, data, steps, seed=task.batch_seed,
+        precision=task.precision,
+    )  # fmt: skip
+    return result_frame(task, layout, made)
+
+
+def result_frame(task: GradientTask, layout: Layout, made: BatchGradient) -> Result:
+    """The frame of what a worker has made, as the answer to `task`."""
     header = FrameHeader(
         kind=Kind.GRADIENT,
         run=task.run,

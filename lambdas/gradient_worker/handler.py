@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from contract.batches import BatchRef
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
 from contract.errors import PeerlessError
 from contract.store import ObjectStore, S3Store
 from contract.tasks import GradientAnswer, GradientTask
-from lambdas.gradient_worker.gradient import gradient_frame
+from lambdas.gradient_worker.gradient import gradient_frame, update_frame
 from lambdas.gradient_worker.warm import Warm
 
 
@@ -60,14 +61,19 @@ class GradientWorker:
         self._warm.require_code(task.code_digest)
         model, layout = self._warm.model(task.model)
         weights = self._warm.weights(task, layout)
-        batch = task.batch
-        if batch.length is None:
-            blob = self._store.get(task.batch_place)
+        if task.steps is None:
+            result = gradient_frame(task, model, layout, weights, self._fetch(task, task.batch))
         else:
-            blob = self._store.get_range(task.batch_place, batch.offset, batch.length)
-        result = gradient_frame(task, model, layout, weights, blob)
+            blobs = [self._fetch(task, batch) for batch in task.steps.batches]
+            result = update_frame(task, task.steps, model, layout, weights, blobs)
         self._store.put(task.output, result.frame)
         return task.output.key, result.digest, result.samples, result.loss
+
+    def _fetch(self, task: GradientTask, batch: BatchRef) -> bytes:
+        place = task.place_of(batch)
+        if batch.length is None:
+            return self._store.get(place)
+        return self._store.get_range(place, batch.offset, batch.length)
 
 
 _worker: GradientWorker | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from contract.averaging import WeightedMean
@@ -70,6 +71,17 @@ class BatchMean:
 def name_batch(batch: int, rank: int, round: int) -> str:
     """How every message about a gradient names its batch, the workers' own ones too."""
     return f"batch {batch} of rank {rank} in round {round}"
+
+
+def name_batches(batches: Sequence[BatchRef], rank: int, round: int) -> str:
+    """The same of several that one worker takes steps with."""
+    more = f" and {len(batches) - 1} more" if len(batches) > 1 else ""
+    return name_batch(batches[0].index, rank, round).replace(" of", f"{more} of", 1)
+
+
+def whole(batches: Sequence[BatchRef]) -> BatchRef:
+    """What stands for all batches of one worker: its first one, with the samples of all."""
+    return replace(batches[0], samples=sum(batch.samples for batch in batches))
 
 
 @contextmanager

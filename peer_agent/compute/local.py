@@ -11,17 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.batches import BatchRef, decode_batch
+from contract.batches import BatchRef, opened
 from contract.codec import codec
-from contract.errors import CorruptObject, PermanentError
+from contract.errors import PermanentError
 from contract.gradients import BatchGradient, batch_gradient
 from contract.keys import Place
+from contract.local_steps import LocalSteps, local_update
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import gradient_seed
 from contract.tensors import Buffers, Layout
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, name_batches, one_ahead, whole
 from peer_agent.ports import RoundGradient
 
 
@@ -45,8 +46,11 @@ class LocalGradientService:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """Gradient at `flat` (n,) float32 and `buffers`; see GradientService. Raises GradientFailed."""
+        if steps is not None:
+            return self._update(round, flat, buffers, batches, seed, steps)
         mean = BatchMean(self._layout, batches)
         raw = codec("none")
         bytes_in = 0
@@ -64,6 +68,40 @@ class LocalGradientService:
                 mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
         return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
 
+    def _update(
+        self,
+        round: int,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        batches: Sequence[BatchRef],
+        seed: int,
+        steps: LocalSteps,
+    ) -> RoundGradient:
+        """What a worker's steps with all of these batches come to, one after the other."""
+        data, bytes_in = [], 0
+        for batch in batches:
+            with failing_as(name_batch(batch.index, self._rank, round)):
+                blob = self._fetch(batch)
+                data.append(opened(blob, batch))
+                bytes_in += len(blob)
+        config = self._spec.config
+        with failing_as(name_batches(batches, self._rank, round)):
+            made = local_update(
+                self._model,
+                self._layout,
+                config.loss,
+                flat,
+                buffers,
+                data,
+                steps,
+                seed=gradient_seed(seed, batches[0].index),
+                precision=config.compute.precision,
+            )
+        mean = BatchMean(self._layout, [whole(batches)])
+        raw = codec("none")
+        mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
+        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
+
     def close(self) -> None:
         """A running computation ends at its next batch."""
         self._closed = True
@@ -71,12 +109,20 @@ class LocalGradientService:
     def _gradient(
         self, batch: BatchRef, blob: bytes, flat: NDArray[np.float32], buffers: Buffers, seed: int
     ) -> BatchGradient:
-        x, y = decode_batch(blob, batch.sha256)
-        if len(y) != batch.samples:
-            raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
-        loss = self._spec.config.loss
+        x, y = opened(blob, batch)
+        config = self._spec.config
         batch_seed = gradient_seed(seed, batch.index)
-        return batch_gradient(self._model, self._layout, loss, flat, buffers, x, y, seed=batch_seed)
+        return batch_gradient(
+            self._model,
+            self._layout,
+            config.loss,
+            flat,
+            buffers,
+            x,
+            y,
+            seed=batch_seed,
+            precision=config.compute.precision,
+        )
 
     def _fetch(self, batch: BatchRef) -> bytes:
         places = self._spec.places

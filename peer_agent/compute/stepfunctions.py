@@ -15,6 +15,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import boto3
@@ -36,12 +37,13 @@ from contract.errors import (
     WeightsMismatch,
 )
 from contract.keys import Place
+from contract.local_steps import LocalSteps
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead, whole
 from peer_agent.compute.diagnosis import explain
 from peer_agent.compute.pace import Pace
 from peer_agent.ports import RoundGradient
@@ -110,12 +112,15 @@ class StepFunctionsGradientService:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """Gradient at the weights `weights_sha256` in the run's bucket; see GradientService.
 
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
-        task = self._task(round, incarnation, weights_sha256, batches[0], seed)
+        if steps is not None:  # one invocation takes all of them
+            steps, batches = replace(steps, batches=tuple(batches)), [whole(batches)]
+        task = self._task(round, incarnation, weights_sha256, batches[0], seed, steps)
         with failing_as(f"rank {self._rank} in round {round}"):
             text, items = self._input(task, batches)
         retries = self._execute(task, text, batches)
@@ -147,7 +152,9 @@ class StepFunctionsGradientService:
         with contextlib.suppress(ClientError, BotoCoreError):  # it has just ended, or will end by its time limit
             self._client.stop_execution(executionArn=execution, error="Stopped", cause="the peer was stopped")
 
-    def _task(self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int) -> GradientTask:
+    def _task(
+        self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int, steps: LocalSteps | None
+    ) -> GradientTask:
         """The round's task; which batch it names does not matter to what all batches share."""
         config = self._spec.config
         return GradientTask(
@@ -158,7 +165,8 @@ class StepFunctionsGradientService:
             model=self._spec.model,
             weights_sha256=weights,
             loss=config.loss,
-            optimizer=config.optimizer.model_dump(mode="json"),
+            steps=steps,
+            precision=config.compute.precision,
             codec=config.compute.gradient_codec,
             seed=seed,
             threads=config.compute.threads,

@@ -27,6 +27,7 @@ from contract.events import EventLog
 from contract.gradients import batch_gradient
 from contract.joining import Joined, joined_ranks, take_rank
 from contract.keys import Places
+from contract.local_steps import LocalSteps
 from contract.modelspec import ModelSpec
 from contract.records import Member, PeerReport
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
@@ -182,6 +183,7 @@ class QuadraticGradients:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         if round == self.fails_in_round:
             raise GradientFailed(f"batch {batches[0].index} of round {round} failed: the test wants it")
@@ -219,6 +221,7 @@ class TorchGradients:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         found = []
         for batch in batches:
