@@ -31,7 +31,7 @@ from contract.training import check_algorithm
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
-BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
+BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small", "fedkeeper_cnn")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
 BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
 
@@ -245,7 +245,8 @@ class RunConfig(Section):
     validate_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between validations; 0 validates once per epoch."""
     model: str = "cnn"
-    """`cnn`, `mlp`, `vgg11`, `squeezenet1_1`, `mobilenet_v3_small`, or `package.module:callable` returning a Module."""
+    """`cnn`, `mlp`, `vgg11`, `squeezenet1_1`, `mobilenet_v3_small`, `fedkeeper_cnn`, or `package.module:callable`
+    returning a Module."""
     model_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Keyword arguments for the model, on top of `classes`, `channels` and `image_size`, which the data give."""
     init_from: str = ""

@@ -170,7 +170,7 @@ def test_equal_work_gives_equal_bits_whatever_came_before(net: Net) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
 def test_kept_moments_go_on(name: str) -> None:
-    """Two rounds of one step, the second with the moments of the first, are one of two steps; begun anew they are not."""
+    """Two rounds of one step, the second with the first one's moments, are one of two; begun anew they are not."""
     torch.manual_seed(4)
     plain, x_y = nn.Sequential(nn.Linear(5, 3)), data()[0]
     layout = Layout.of(plain)
