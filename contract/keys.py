@@ -15,7 +15,7 @@
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
-      own-weights/<round>/<rank>-<incarnation>
+      own-weights/<round>/<rank>-<incarnation>       moments/<round>/optimizer
       shards/<round>/<shard>
       checkpoints/<round>/common
       checkpoints/<round>/<rank>-<incarnation>
@@ -247,6 +247,14 @@ class Places:
     def gradient(self, rank: int, round: int, incarnation: int, batch: int) -> Place:
         """The gradient of one batch, as a worker wrote it."""
         return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
+
+    def moments(self, rank: int, round: int) -> Place:
+        """What the optimizer of a peer's workers begins `round` with. Every process of that rank writes the same."""
+        return self._in_peer(rank, f"moments/{_round(round)}/optimizer", "expiring")
+
+    def all_moments(self, rank: int) -> Place:
+        """The prefix under which these lie, for listing."""
+        return self._in_peer(rank, "moments/", "expiring")
 
     def passing_of(self, rank: int) -> Place:
         """The prefix under which all lies in a peer's bucket that no later round needs, for listing."""

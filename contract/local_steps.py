@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from contract.batches import BatchRef
 from contract.errors import ModelError, NonFiniteGradient
 from contract.gradients import ADVICE, BatchGradient, backward
+from contract.keys import Place
 from contract.objective import forward
 from contract.optimizers import Described, Moments, build, check_moments, clip, moments, set_moments
 from contract.precision import autocast
@@ -38,7 +39,11 @@ class LocalSteps:
     epochs: int
     """Passes over the batches."""
     keep_state: bool = False
-    """The optimizer goes on with the moments that the last round left."""
+    """The optimizer's moments stay for the next round."""
+    begins_with: Place | None = None
+    """The moments that an earlier round left, in S3; None to begin anew."""
+    leaves: Place | None = None
+    """Where those go that the last step leaves."""
     batches: tuple[BatchRef, ...] = ()
     """All batches of an invocation on Lambda, whose item of the map names the first one."""
 

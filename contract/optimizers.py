@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -181,11 +183,26 @@ def moments(optimizer: Optimizer) -> Moments:
 def check_moments(optimizer: Optimizer, found: Mapping[str, NDArray[np.float32]], elements: int, what: str) -> None:
     """Raise CorruptObject unless an optimizer like this, of n = `elements`, can have kept `found`."""
     name, (vectors, scalars) = name_of(optimizer), kept(optimizer)
-    shapes = [*((n, (elements,)) for n in vectors), *((n, ()) for n in scalars)]
-    if (found or moments(optimizer)) and [(n, array.shape) for n, array in found.items()] != shapes:
+    shapes = {**dict.fromkeys(vectors, (elements,)), **dict.fromkeys(scalars, ())}
+    if (found or moments(optimizer)) and {n: array.shape for n, array in found.items()} != shapes:
         raise CorruptObject(f"{what} does not hold the moments of {name} for {elements} parameters")
     if any(not np.isfinite(found[n]) or found[n] < 0 for n in scalars if found):
         raise CorruptObject(f"{what} has a counter that no sequence of steps leads to")
+
+
+def encode_moments(found: Moments) -> bytes:
+    """A safetensors file of them."""
+    blob: bytes = safetensors.numpy.save(found)
+    return blob
+
+
+def decode_moments(blob: bytes, what: str) -> Moments:
+    """Inverse of `encode_moments`. Raises CorruptObject; whether they fit an optimizer `check_moments` knows."""
+    try:
+        found: Moments = safetensors.numpy.load(blob)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CorruptObject(f"{what} holds no moments of an optimizer: {error}") from error
+    return found
 
 
 def set_moments(optimizer: Optimizer, found: Mapping[str, NDArray[np.float32]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from contract.batches import opened
 from contract.codec import codec
 from contract.gradients import BatchGradient, batch_gradient
 from contract.local_steps import LocalSteps, local_update
+from contract.optimizers import Moments
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, pack_buffers
 from contract.wire import FrameHeader, Kind, decode_header, encode
@@ -39,6 +40,8 @@ class Result:
     digest: str
     samples: int
     loss: float
+    moments: Moments = field(default_factory=dict)
+    """What the worker's own optimizer keeps."""
 
 
 def gradient_frame(task: GradientTask, model: nn.Module, layout: Layout, weights: Weights, batch: bytes) -> Result:
@@ -54,15 +57,21 @@ def gradient_frame(task: GradientTask, model: nn.Module, layout: Layout, weights
 
 
 def update_frame(
-    task: GradientTask, steps: LocalSteps, model: nn.Module, layout: Layout, weights: Weights, batches: Sequence[bytes]
+    task: GradientTask,
+    steps: LocalSteps,
+    model: nn.Module,
+    layout: Layout,
+    weights: Weights,
+    batches: Sequence[bytes],
+    kept: Moments | None = None,
 ) -> Result:
-    """The same for the update that the task's `steps` with these batch files come to."""
+    """The same for the update that the task's `steps` with these batch files come to, from the moments `kept` on."""
     data = [opened(blob, batch) for blob, batch in zip(batches, steps.batches, strict=True)]
     made = local_update(
         model, layout, task.loss, weights.flat, weights.buffers, data, steps, seed=task.batch_seed,
-        precision=task.precision,
+        precision=task.precision, kept=kept,
     )  # fmt: skip
-    return result_frame(task, layout, made)
+    return replace(result_frame(task, layout, made), moments=made.moments)
 
 
 def result_frame(task: GradientTask, layout: Layout, made: BatchGradient) -> Result:

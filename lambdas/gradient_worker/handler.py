@@ -17,6 +17,7 @@ from contract.batches import BatchRef
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
 from contract.errors import PeerlessError
+from contract.optimizers import decode_moments, encode_moments
 from contract.store import ObjectStore, S3Store
 from contract.tasks import GradientAnswer, GradientTask
 from lambdas.gradient_worker.gradient import gradient_frame, update_frame
@@ -64,8 +65,12 @@ class GradientWorker:
         if task.steps is None:
             result = gradient_frame(task, model, layout, weights, self._fetch(task, task.batch))
         else:
+            begins_with = task.steps.begins_with
+            kept = None if begins_with is None else decode_moments(self._store.get(begins_with), str(begins_with))
             blobs = [self._fetch(task, batch) for batch in task.steps.batches]
-            result = update_frame(task, task.steps, model, layout, weights, blobs)
+            result = update_frame(task, task.steps, model, layout, weights, blobs, kept)
+            if task.steps.leaves is not None:  # before the update, which says that all is done
+                self._store.put(task.steps.leaves, encode_moments(result.moments))
         self._store.put(task.output, result.frame)
         return task.output.key, result.digest, result.samples, result.loss
 

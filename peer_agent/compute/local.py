@@ -18,11 +18,13 @@ from contract.gradients import BatchGradient, batch_gradient
 from contract.keys import Place
 from contract.local_steps import LocalSteps, local_update
 from contract.models import build
+from contract.optimizers import decode_moments, encode_moments
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import gradient_seed
 from contract.tensors import Buffers, Layout
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, name_batches, one_ahead, whole
+from peer_agent.compute.moments import WorkerMoments
 from peer_agent.ports import RoundGradient
 
 
@@ -34,6 +36,7 @@ class LocalGradientService:
         self._spec, self._rank, self._store = spec, rank, store
         self._model = build(spec.model)
         self._layout = Layout.of(self._model)
+        self._moments = WorkerMoments(spec, rank, store)
         self._closed = False
 
     def compute(
@@ -78,7 +81,13 @@ class LocalGradientService:
         steps: LocalSteps,
     ) -> RoundGradient:
         """What a worker's steps with all of these batches come to, one after the other."""
-        data, bytes_in = [], 0
+        data, bytes_in, kept = [], 0, None
+        steps = self._moments.place(steps, round)
+        if steps.begins_with is not None:
+            blob = self._store.get(steps.begins_with)
+            with failing_as(name_batches(batches, self._rank, round)):
+                kept = decode_moments(blob, str(steps.begins_with))
+            bytes_in += len(blob)
         for batch in batches:
             with failing_as(name_batch(batch.index, self._rank, round)):
                 blob = self._fetch(batch)
@@ -96,11 +105,16 @@ class LocalGradientService:
                 steps,
                 seed=gradient_seed(seed, batches[0].index),
                 precision=config.compute.precision,
+                kept=kept,
             )
+        bytes_out = 0
+        if steps.leaves is not None:
+            bytes_out = self._store.put(steps.leaves, encode_moments(made.moments)).size
+            self._moments.tidy(steps, round)
         mean = BatchMean(self._layout, [whole(batches)])
         raw = codec("none")
         mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
-        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
+        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=bytes_out)
 
     def close(self) -> None:
         """A running computation ends at its next batch."""

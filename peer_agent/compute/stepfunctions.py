@@ -45,6 +45,7 @@ from contract.tasks import GradientTask, distributed_input, inline_input, items_
 from contract.tensors import Buffers, Layout, unpack_buffers
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, one_ahead, whole
 from peer_agent.compute.diagnosis import explain
+from peer_agent.compute.moments import WorkerMoments
 from peer_agent.compute.pace import Pace
 from peer_agent.ports import RoundGradient
 
@@ -92,6 +93,7 @@ class StepFunctionsGradientService:
             )
         self._spec, self._rank, self._store, self._clock = spec, rank, store, clock
         self._layout = Layout.of(build(spec.model))
+        self._moments = WorkerMoments(spec, rank, store)
         #: Whether the machine is an Express one, whose start answers with the end.
         self._express = spec.config.aws.express and self._mode == "inline_map"
         self._endpoint_url = endpoint_url
@@ -119,12 +121,16 @@ class StepFunctionsGradientService:
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
         if steps is not None:  # one invocation takes all of them
-            steps, batches = replace(steps, batches=tuple(batches)), [whole(batches)]
+            steps = replace(self._moments.place(steps, round), batches=tuple(batches))
+            batches = [whole(batches)]
         task = self._task(round, incarnation, weights_sha256, batches[0], seed, steps)
         with failing_as(f"rank {self._rank} in round {round}"):
             text, items = self._input(task, batches)
         retries = self._execute(task, text, batches)
         mean, bytes_in = self._collect(task, batches)
+        if steps is not None:
+            with contextlib.suppress(StoreUnavailable):
+                self._moments.tidy(steps, round)
         garbage = [self._place(task, batch) for batch in batches] + ([items] if items is not None else [])
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from contract.config import RunConfig
 from contract.env import WorkerEnv
 from contract.errors import GradientFailed
 from contract.local_steps import LocalUpdate, local_update
-from contract.runspec import RunSpec
+from contract.runspec import Origin, RunSpec
 from contract.seeds import public_seed
 from contract.tasks import gradient_seed
 from contract.tensors import Layout, decode_weights
 from lambdas.gradient_worker.handler import GradientWorker
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService
+from peer_agent.compute.moments import WorkerMoments
 from tests.fakes.clock import FakeClock
 from tests.fakes.gradient_run import COUNTS, RANK, prepare
 from tests.fakes.peers import Cast
@@ -174,6 +176,80 @@ class TestSynchronous:
         assert cast.peers[0].actions.update.optimizer.param_groups[0]["lr"] == 0.7
 
 
+def kept_rounds(store: MemoryStore, rank: int) -> list[int]:
+    """Rounds for which a peer's workers have left moments."""
+    found = [key for _, key in store.objects if f"/peers/{rank:04d}/moments/" in key]
+    return sorted(int(key.split("/")[-2]) for key in found)
+
+
+class TestRecovery:
+    """Every process dies at once and new ones come: they end with the bits of a run that nothing happened to."""
+
+    CASES: ClassVar[dict[str, dict[str, Any]]] = {
+        "gradients, cosine": {"algorithm": {"name": "gradient_averaging"}, "scheduler": {"name": "cosine"}},
+        "gradients, rmsprop, clipped": {
+            "algorithm": {"name": "gradient_averaging"},
+            "optimizer": {"name": "rmsprop", "lr": 0.01, "options": {"momentum": 0.5}, "clip_norm": 0.1},
+            "scheduler": {"name": "linear", "warmup_rounds": 3},
+        },
+        "local_sgd, moments reset": {},
+        "local_sgd, moments kept": {"algorithm": {**FEDAVG, "keep_state": True}},
+        "diloco, moments kept": {
+            "algorithm": {**DILOCO, "keep_state": True},
+            "optimizer": {"name": "adamw", "lr": LR},
+            "scheduler": {"name": "step", "step_rounds": 2, "warmup_rounds": 2},
+        },
+    }
+
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("every", [3, 20])
+    def test_a_run_goes_on_to_the_same_bits(self, case: str, every: int) -> None:
+        config = configuration(**self.CASES[case], checkpoint={"every_rounds": every})
+        expected = one_hash(played(config))
+        cast, died = Cast(config, SAMPLES, gradients=local), False
+
+        def die(turn: int) -> None:
+            nonlocal died
+            if died or cast.peers[0].runner.machine.round < 5:
+                return
+            died = True
+            for rank, peer in enumerate(cast.peers):
+                peer.actions.close()
+                cast.memory_broker.revive(rank)
+            cast.peers = [cast.add(rank) for rank in range(config.peers)]
+            for rank in range(config.peers):
+                cast.advance(rank, cast.peers[rank].runner.start)
+
+        cast.play(each_turn=die)
+        cast.close()
+        assert died
+        assert one_hash(cast) == expected
+
+    def test_kept_moments_change_a_run_and_leave_few_objects(self) -> None:
+        config = configuration(algorithm={**FEDAVG, "keep_state": True}, checkpoint={"every_rounds": 3})
+        cast = played(config)
+        assert one_hash(cast) != one_hash(played(configuration()))
+        rounds = cast.spec.rounds_limit
+        assert rounds == 9
+        assert kept_rounds(cast.store, 0) == [3, 6, 7, 8, 9]
+        assert kept_rounds(played(configuration()).store, 0) == []
+
+    def test_a_run_that_goes_on_from_another_begins_with_its_moments(self) -> None:
+        cast = played(configuration(algorithm={**FEDAVG, "keep_state": True}))
+        cast.store.put(cast.spec.places.spec(), cast.spec.to_json())
+        origin = Origin(run=cast.spec.run, round=8)
+        later = replace(cast.spec, run="later", places=cast.spec.places.of_run("later"), origin=origin)
+        moments, steps = WorkerMoments(later, 1, cast.store), local_steps(later.config, LR)
+        assert steps is not None
+        first = moments.place(steps, 8)
+        assert first.begins_with == cast.spec.places.moments(1, 8), (
+            "what came of the round that is computed again is not"
+        )
+        assert first.leaves == later.places.moments(1, 9)
+        cast.store.put(later.places.moments(1, 9), b"later")
+        assert moments.place(steps, 9).begins_with == later.places.moments(1, 9)
+
+
 class TestAsynchronous:
     @pytest.mark.parametrize("algorithm", ["local_sgd", "diloco"])
     def test_updates_of_others_are_used_as_they_come(self, algorithm: str) -> None:
@@ -224,6 +300,31 @@ class TestServices:
         plain = service.compute(**run.arguments())
         assert plain.invocations == len(COUNTS)
         assert np.linalg.norm(plain.gradient - far.gradient) > 0.1 * np.linalg.norm(far.gradient)
+
+    def test_moments_are_kept_alike(self) -> None:
+        """Rounds on Lambda, with moments from S3 to S3, to the bits of the same rounds in process."""
+        config = configuration(algorithm={**FEDAVG, "keep_state": True})
+        steps, found = local_steps(config, LR), []
+        for where in ("lambda", "local"):
+            store = MemoryStore()
+            run = prepare(store, "cnn", machine=MACHINE)
+            service: Any = LocalGradientService(run.spec, RANK, store=store)
+            if where == "lambda":
+                service = self.on_lambda(run, store, MemoryStepFunctions(store, self.worker(store)))
+            rounds = [service.compute(**{**run.arguments(), "round": round}, steps=steps) for round in (3, 4, 5)]
+            found.append([made.gradient.tobytes() for made in rounds])
+            assert kept_rounds(store, RANK) == [4, 5, 6]
+        assert found[0] == found[1]
+        assert len(set(found[0])) == 3, "equal weights, batches and seed: the moments alone differ"
+
+    @pytest.mark.parametrize("damage", [b"", b"not a safetensors file"])
+    def test_damaged_moments_are_told(self, damage: bytes) -> None:
+        store = MemoryStore()
+        run = prepare(store, "cnn")
+        steps = local_steps(configuration(algorithm={**FEDAVG, "keep_state": True}), LR)
+        store.put(run.spec.places.moments(RANK, 3), damage)
+        with pytest.raises(GradientFailed, match="holds no moments of an optimizer"):
+            LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments(), steps=steps)
 
     def test_a_batch_that_is_not_there_is_named(self) -> None:
         store = MemoryStore()
