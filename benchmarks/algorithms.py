@@ -23,7 +23,7 @@ from contract.config import DataConfig, RunConfig
 from peerless import data
 
 TARGET, ROUNDS = 0.97, 150
-SEEDS, RATES = (1, 2, 3), (1e-3, 3e-3, 1e-2)
+SEEDS, RATES = (1, 2, 3), (1e-3, 2e-3, 5e-3, 1e-2)
 #: Samples per peer and round, whatever the batch size, and rounds in which a peer has seen its partition once.
 PEERS, SAMPLES, ROUNDS_PER_PASS = 4, 2_048, 6
 #: The batch of a worker's own step; a gradient's batches only bound memory, as their mean is what counts.
