@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,7 +62,7 @@ def update_frame(
     model: nn.Module,
     layout: Layout,
     weights: Weights,
-    batches: Sequence[bytes],
+    batches: Iterable[bytes],
     kept: Moments | None = None,
 ) -> Result:
     """The same for the update that the task's `steps` with these batch files come to, from the moments `kept` on."""

@@ -67,7 +67,7 @@ class GradientWorker:
         else:
             begins_with = task.steps.begins_with
             kept = None if begins_with is None else decode_moments(self._store.get(begins_with), str(begins_with))
-            blobs = [self._fetch(task, batch) for batch in task.steps.batches]
+            blobs = (self._fetch(task, batch) for batch in task.steps.batches)  # each goes once it is decoded
             result = update_frame(task, task.steps, model, layout, weights, blobs, kept)
             if task.steps.leaves is not None:  # before the update, which says that all is done
                 self._store.put(task.steps.leaves, encode_moments(result.moments))

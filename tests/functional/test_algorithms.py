@@ -13,7 +13,7 @@ from contract import models
 from contract.algorithms import local_steps
 from contract.batches import decode_batch
 from contract.clock import SystemClock
-from contract.config import RunConfig
+from contract.config import AlgorithmConfig, RunConfig
 from contract.env import WorkerEnv
 from contract.errors import GradientFailed
 from contract.local_steps import LocalUpdate, local_update
@@ -24,6 +24,7 @@ from contract.tensors import Layout, decode_weights
 from lambdas.gradient_worker.handler import GradientWorker
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService
 from peer_agent.compute.moments import WorkerMoments
+from peerless.launch.workload import batches_per_round, resolve_mode
 from tests.fakes.clock import FakeClock
 from tests.fakes.gradient_run import COUNTS, RANK, prepare
 from tests.fakes.peers import Cast
@@ -325,6 +326,15 @@ class TestServices:
         store.put(run.spec.places.moments(RANK, 3), damage)
         with pytest.raises(GradientFailed, match="holds no moments of an optimizer"):
             LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments(), steps=steps)
+
+    def test_a_map_has_one_branch_per_peer(self) -> None:
+        """However many batches a worker takes steps with; with gradients there are as many as batches."""
+        steps = configuration(batches_per_round=0, compute={"service": "lambda"})
+        plain = steps.model_copy(update={"algorithm": AlgorithmConfig()})
+        assert batches_per_round(steps, (500, 3, 7)) == (1, 1, 1)
+        assert batches_per_round(plain, (500, 3, 7)) == (500, 3, 7)
+        assert resolve_mode(steps, (500, 3, 7)).compute.state_machine == "inline_map"
+        assert resolve_mode(plain, (500, 3, 7)).compute.state_machine == "distributed_map"
 
     def test_a_batch_that_is_not_there_is_named(self) -> None:
         store = MemoryStore()
