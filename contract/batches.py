@@ -7,6 +7,7 @@ use other shapes, with the samples first.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,13 @@ class Manifest:
     def samples(self) -> int:
         """Samples of the whole partition."""
         return sum(batch.samples for batch in self.batches)
+
+    def chosen(self, positions: Iterable[int]) -> list[BatchRef]:
+        """The batches at `positions`. Raises CorruptObject for one that there is not."""
+        try:
+            return [self.batches[position] for position in positions]
+        except IndexError:
+            raise CorruptObject(f"the manifest of rank {self.rank} has only {len(self.batches)} batches") from None
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""

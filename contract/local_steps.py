@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contract.batches import BatchRef
 from contract.errors import ModelError, NonFiniteGradient
 from contract.gradients import ADVICE, BatchGradient, backward
 from contract.keys import Place
@@ -44,8 +43,9 @@ class LocalSteps:
     """The moments that an earlier round left, in S3; None to begin anew."""
     leaves: Place | None = None
     """Where those go that the last step leaves."""
-    batches: tuple[BatchRef, ...] = ()
-    """All batches of an invocation on Lambda, whose item of the map names the first one."""
+    batches: tuple[int, ...] = ()
+    """All batches of an invocation on Lambda, by their positions in the peer's manifest: whole references to thousands
+    of them would not fit an execution's input. The item of the map names the first one."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.epochs < 1:
@@ -55,7 +55,7 @@ class LocalSteps:
 @dataclass(frozen=True)
 class LocalUpdate(BatchGradient):
     """What one worker contributes: `gradient` is its update, `loss` the mean over its steps, weighted by samples;
-    `samples` counts each of its samples once, however many passes there were."""
+    `samples` is the size of its local data, its weight in the mean, however often its steps came by each sample."""
 
     moments: Moments = field(default_factory=dict)
     """What its optimizer keeps after the last step."""

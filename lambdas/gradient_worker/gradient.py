@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from contract.batches import opened
 from contract.codec import codec
@@ -62,11 +62,10 @@ def update_frame(
     model: nn.Module,
     layout: Layout,
     weights: Weights,
-    batches: Iterable[bytes],
+    data: Sequence[tuple[Tensor, Tensor]],
     kept: Moments | None = None,
 ) -> Result:
-    """The same for the update that the task's `steps` with these batch files come to, from the moments `kept` on."""
-    data = [opened(blob, batch) for blob, batch in zip(batches, steps.batches, strict=True)]
+    """The same for the update that the task's `steps` with these batches come to, from the moments `kept` on."""
     made = local_update(
         model, layout, task.loss, weights.flat, weights.buffers, data, steps, seed=task.batch_seed,
         precision=task.precision, kept=kept,

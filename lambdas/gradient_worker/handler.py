@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from contract.batches import BatchRef
+from contract.batches import BatchRef, Manifest, opened
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
 from contract.errors import PeerlessError
@@ -67,8 +67,10 @@ class GradientWorker:
         else:
             begins_with = task.steps.begins_with
             kept = None if begins_with is None else decode_moments(self._store.get(begins_with), str(begins_with))
-            blobs = (self._fetch(task, batch) for batch in task.steps.batches)  # each goes once it is decoded
-            result = update_frame(task, task.steps, model, layout, weights, blobs, kept)
+            manifest = Manifest.from_json(self._store.get(task.places.manifest(task.rank)))
+            batches = manifest.chosen(task.steps.batches)
+            data = [opened(self._fetch(task, batch), batch) for batch in batches]
+            result = update_frame(task, task.steps, model, layout, weights, data, kept)
             if task.steps.leaves is not None:  # before the update, which says that all is done
                 self._store.put(task.steps.leaves, encode_moments(result.moments))
         self._store.put(task.output, result.frame)

@@ -84,10 +84,10 @@ class LocalGradientService:
         data, bytes_in, kept = [], 0, None
         steps = self._moments.place(steps, round)
         if steps.begins_with is not None:
-            blob = self._store.get(steps.begins_with)
             with failing_as(name_batches(batches, self._rank, round)):
+                blob = self._store.get(steps.begins_with)
                 kept = decode_moments(blob, str(steps.begins_with))
-            bytes_in += len(blob)
+                bytes_in += len(blob)
         for batch in batches:
             with failing_as(name_batch(batch.index, self._rank, round)):
                 blob = self._fetch(batch)

@@ -6,9 +6,11 @@ peer that was away for some rounds goes on with the last one that it left.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import cached_property
 
+from contract.errors import StoreUnavailable
 from contract.history import History, Leg
 from contract.keys import Place, Places
 from contract.local_steps import LocalSteps
@@ -20,13 +22,16 @@ ROUNDS, CHECKPOINTS = 3, 2
 
 
 class WorkerMoments:
-    """The objects of one rank. Everything may raise StoreUnavailable."""
+    """The objects of one rank."""
 
     def __init__(self, spec: RunSpec, rank: int, store: ObjectStore) -> None:
         self._spec, self._rank, self._store = spec, rank, store
 
     def place(self, steps: LocalSteps, round: int) -> LocalSteps:
-        """`steps` of `round`, with where their moments come from and go to; unchanged where none are kept."""
+        """`steps` of `round`, with where their moments come from and go to; unchanged where none are kept.
+
+        Raises StoreUnavailable.
+        """
         if not steps.keep_state:
             return steps
         return replace(steps, begins_with=self._latest(round), leaves=self._spec.places.moments(self._rank, round + 1))
@@ -36,10 +41,11 @@ class WorkerMoments:
         if not steps.keep_state:
             return
         places, every = self._spec.places, self._spec.config.checkpoint.every_rounds
-        rounds = self._rounds(places)
-        of_checkpoints = [kept for kept in rounds if every and kept % every == 0 and kept <= round]
-        keep = {*range(round + 2 - ROUNDS, round + 2), *of_checkpoints[-CHECKPOINTS:]}
-        self._store.delete([places.moments(self._rank, old) for old in rounds if old <= round and old not in keep])
+        with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the next round
+            rounds = self._rounds(places)
+            of_checkpoints = [kept for kept in rounds if every and kept % every == 0 and kept <= round]
+            keep = {*range(round + 2 - ROUNDS, round + 2), *of_checkpoints[-CHECKPOINTS:]}
+            self._store.delete([places.moments(self._rank, old) for old in rounds if old <= round and old not in keep])
 
     def _latest(self, round: int) -> Place | None:
         """The newest from which `round` can start: of this run, or of those that it goes on from."""

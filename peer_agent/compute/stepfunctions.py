@@ -121,7 +121,7 @@ class StepFunctionsGradientService:
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
         if steps is not None:  # one invocation takes all of them
-            steps = replace(self._moments.place(steps, round), batches=tuple(batches))
+            steps = replace(self._moments.place(steps, round), batches=tuple(batch.index for batch in batches))
             batches = [whole(batches)]
         task = self._task(round, incarnation, weights_sha256, batches[0], seed, steps)
         with failing_as(f"rank {self._rank} in round {round}"):
@@ -129,8 +129,7 @@ class StepFunctionsGradientService:
         retries = self._execute(task, text, batches)
         mean, bytes_in = self._collect(task, batches)
         if steps is not None:
-            with contextlib.suppress(StoreUnavailable):
-                self._moments.tidy(steps, round)
+            self._moments.tidy(steps, round)
         garbage = [self._place(task, batch) for batch in batches] + ([items] if items is not None else [])
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)

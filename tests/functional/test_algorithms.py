@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -326,6 +327,16 @@ class TestServices:
         store.put(run.spec.places.moments(RANK, 3), damage)
         with pytest.raises(GradientFailed, match="holds no moments of an optimizer"):
             LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments(), steps=steps)
+
+    def test_thousands_of_batches_fit_an_input(self) -> None:
+        store = MemoryStore()
+        run = prepare(store, "cnn", machine=MACHINE)
+        client = MemoryStepFunctions(store, self.worker(store))
+        first, *_ = run.batches
+        many = [replace(first, index=index) for index in range(10_000)]
+        with pytest.raises(GradientFailed, match="the manifest of rank 0 has only 3 batches"):
+            self.on_lambda(run, store, client).compute(**run.arguments(many), steps=local_steps(configuration(), LR))
+        assert 50_000 < len(json.dumps(client.inputs[0])) < 100_000
 
     def test_a_map_has_one_branch_per_peer(self) -> None:
         """However many batches a worker takes steps with; with gradients there are as many as batches."""

@@ -48,7 +48,7 @@ def a_task(peers: int = 2, run: str = "r") -> GradientTask:
         model=ModelSpec(name="vgg11", classes=10, channels=3, image_size=32, options={"dropout": 0.5}),
         weights_sha256="ab" * 32,
         loss="nll",
-        steps=LocalSteps(optimizer=ADAM, steps=0, epochs=5, batches=(a_batch(places, 4), a_batch(places, 7))),
+        steps=LocalSteps(optimizer=ADAM, steps=0, epochs=5, batches=(4, 7)),
         precision="bfloat16",
         codec="fp16",
         seed=2**63 - 1,
