@@ -30,7 +30,7 @@ from contract.optimizers import idle
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
 from contract.seeds import public_seed
 from contract.tasks import gradient_seed
-from contract.tensors import Layout, flatten, load, read_buffers, weights_hash
+from contract.tensors import Layout, flatten, load, pack_buffers, read_buffers, weights_hash
 from peer_agent.convergence import Convergence
 from peer_agent.update import Update
 from peerless.data.fetch import cache_folder
@@ -102,8 +102,9 @@ class InProcess:
             seed=seed,
             elements=self.layout.elements,
         )
-        frame = wire.encode(header, codec(config.exchange.codec).encode(made.gradient, seed), b"")
-        return wire.decode(frame, expected_elements=self.layout.elements, expected_buffers_bytes=0)
+        layout, payload = self.layout, codec(config.exchange.codec).encode(made.gradient, seed)
+        frame = wire.encode(header, payload, pack_buffers(layout, made.buffers))
+        return wire.decode(frame, expected_elements=layout.elements, expected_buffers_bytes=layout.buffers_bytes)
 
     def _made(self, rank: int, round: int) -> BatchGradient:
         """What a peer's workers come to: an update, or the mean of the batches' gradients."""

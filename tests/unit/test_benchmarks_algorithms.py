@@ -32,8 +32,9 @@ def digits(train: int = 400, size: int = 4) -> Dataset:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("topic", ["gradient_averaging", "local_sgd", "diloco"])
-def test_a_run_in_process_ends_with_the_weights_of_peers_that_exchange_them(topic: str) -> None:
+def test_a_run_in_process_ends_with_the_weights_of_peers_that_exchange_them(topic: str, norm: bool) -> None:
     """Bit for bit: what the benchmark leaves out carries a round and changes nothing of it."""
     optimizer = {"name": "adamw" if topic == "diloco" else "adam", "lr": 0.01}
     config = RunConfig.model_validate(
@@ -49,7 +50,12 @@ def test_a_run_in_process_ends_with_the_weights_of_peers_that_exchange_them(topi
             "compute": {"service": "local"},
         }
     )
-    cast = Cast(config, SAMPLES, gradients=lambda spec, store, rank: LocalGradientService(spec, rank, store=store))
+    cast = Cast(
+        config,
+        SAMPLES,
+        norm=norm,
+        gradients=lambda spec, store, rank: LocalGradientService(spec, rank, store=store),
+    )
     cast.play()
     spec, store = cast.spec, cast.store
 
