@@ -24,6 +24,7 @@ from benchmarks.meeting import Attendance, cpu_seconds
 from benchmarks.vectors import gradient
 from contract.batches import BatchRef
 from contract.clock import SystemClock
+from contract.local_steps import LocalSteps
 from contract.runspec import RunSpec
 from contract.tensors import Buffers
 from peer_agent import __main__ as agent
@@ -59,6 +60,7 @@ class GivenGradients:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """The gradient; see GradientService."""
         passed = SystemClock().monotonic()

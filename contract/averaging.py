@@ -13,15 +13,19 @@ The order of additions is part of the result's bits, so contributions are added 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.codec import GradientCodec
+from contract.codec import F32, GradientCodec
 from contract.errors import CorruptObject
 from contract.tensors import Buffers, Layout, check_values
+
+#: Values whose squares are summed at a time.
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +186,12 @@ def advanced(base: NDArray[Any], changed: NDArray[np.bool_]) -> NDArray[Any]:
 def is_float(value: NDArray[Any]) -> bool:
     """Whether a buffer is averaged; integers and booleans advance."""
     return np.issubdtype(value.dtype, np.floating)
+
+
+def clip_factor(gradient: F32, clip_norm: float) -> float:
+    """What `gradient` (n,) is multiplied by to have at most the L2 norm `clip_norm`; 1 where that is 0."""
+    if not clip_norm:
+        return 1.0
+    parts = (gradient[start : start + _CHUNK] for start in range(0, gradient.size, _CHUNK))
+    norm = math.sqrt(sum(float(np.square(part, dtype=np.float64).sum()) for part in parts))
+    return min(1.0, clip_norm / norm) if norm else 1.0

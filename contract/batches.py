@@ -7,7 +7,7 @@ use other shapes, with the samples first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -111,6 +111,13 @@ class Manifest:
         """Samples of the whole partition."""
         return sum(batch.samples for batch in self.batches)
 
+    def chosen(self, positions: Iterable[int]) -> list[BatchRef]:
+        """The batches at `positions`. Raises CorruptObject for one that there is not."""
+        try:
+            return [self.batches[position] for position in positions]
+        except IndexError:
+            raise CorruptObject(f"the manifest of rank {self.rank} has only {len(self.batches)} batches") from None
+
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
         return jsonform.dumps({"version": _VERSION, **jsonform.to_dict(self)})
@@ -130,6 +137,14 @@ def encode_batch(x: Tensor, y: Tensor) -> bytes:
     if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
         raise ValueError(f"a batch needs as many inputs as targets, not {tuple(x.shape)} and {tuple(y.shape)}")
     return safetensors.torch.save({"x": x.detach().contiguous(), "y": y.detach().contiguous()})
+
+
+def opened(blob: bytes, batch: BatchRef) -> tuple[Tensor, Tensor]:
+    """x (N, …) and y (N, …) of the batch that `batch` names. Raises CorruptObject for any other."""
+    x, y = decode_batch(blob, batch.sha256)
+    if len(y) != batch.samples:
+        raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
+    return x, y
 
 
 def decode_batch(blob: bytes, sha256: str | None = None) -> tuple[Tensor, Tensor]:

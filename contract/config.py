@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from contract.errors import ConfigError
+from contract.section import Positive, Seconds, Section
+from contract.training import AlgorithmConfig as AlgorithmConfig
+from contract.training import EarlyStoppingConfig as EarlyStoppingConfig
+from contract.training import OptimizerConfig as OptimizerConfig
+from contract.training import OuterConfig as OuterConfig
+from contract.training import SchedulerConfig as SchedulerConfig
+from contract.training import check_algorithm
 
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
@@ -30,24 +35,10 @@ IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 #: (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html).
 MB_PER_VCPU = 1_769
 
-BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small")
+BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small", "fedkeeper_cnn")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
 BUILT_IN_LOSSES = ("cross_entropy", "nll", "mse", "bce")
 BUILT_IN_AGGREGATORS = ("mean", "median", "trimmed_mean", "krum")
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`peers = true` is a slip, though Python takes True for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("must not be true or false")
-        return value
 
 
 class DataConfig(Section):
@@ -79,39 +70,6 @@ class DataConfig(Section):
     """Relative partition sizes, one per peer, for example [4, 2, 1, 1]; empty means equal."""
 
 
-class OptimizerConfig(Section):
-    """The step that every peer takes with the averaged gradient."""
-
-    name: Literal["sgd", "adam", "adamw", "nadam"] = "sgd"
-    """Optimizer of torch.optim."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Learning rate at the start."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD; the others ignore it."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty (decoupled for `adamw`)."""
-
-
-class SchedulerConfig(Section):
-    """torch's ReduceLROnPlateau on the validation loss."""
-
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The learning rate is multiplied by this when the validation loss stops falling."""
-    patience: Annotated[int, Field(ge=0)] = 3
-    """Validations without improvement before that."""
-    min_lr: Annotated[float, Field(ge=0)] = 1e-5
-    """The learning rate never falls below this."""
-
-
-class EarlyStoppingConfig(Section):
-    """When to end before the epoch limit."""
-
-    patience: Annotated[int, Field(ge=0)] = 6
-    """Validations without improvement before training stops; 0 turns early stopping off."""
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """An improvement smaller than this does not count."""
-
-
 class ComputeConfig(Section):
     """How gradients are computed."""
 
@@ -141,6 +99,9 @@ class ComputeConfig(Section):
     other last bits."""
     gradient_codec: Literal["none", "fp16"] = "none"
     """Codec of the gradient between worker and peer."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: workers compute what torch's autocast lets them with 8 bits of precision, on processors that can;
+    weights, gradients and sums stay float32."""
 
     @field_validator("tolerated_failures", mode="before")
     @classmethod
@@ -324,8 +285,9 @@ class RunConfig(Section):
     validate_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between validations; 0 validates once per epoch."""
     model: str = "cnn"
-    """`cnn`, `mlp`, `vgg11`, `squeezenet1_1`, `mobilenet_v3_small`, or `package.module:callable` returning a Module."""
-    model_options: dict[str, str | int | float | bool] = {}
+    """`cnn`, `mlp`, `vgg11`, `squeezenet1_1`, `mobilenet_v3_small`, `fedkeeper_cnn`, or `package.module:callable`
+    returning a Module."""
+    model_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Keyword arguments for the model, on top of `classes`, `channels` and `image_size`, which the data give."""
     init_from: str = ""
     """A safetensors file with the initial weights; empty initialises from `seed`."""
@@ -335,10 +297,14 @@ class RunConfig(Section):
     targets."""
     data: DataConfig = DataConfig()
     """Data."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Training algorithm."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer."""
+    outer: OuterConfig = OuterConfig()
+    """The step with averaged updates."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    """Learning rate on plateaus."""
+    """Learning rate over the rounds."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     """Early stopping."""
     compute: ComputeConfig = ComputeConfig()
@@ -377,6 +343,7 @@ class RunConfig(Section):
             raise ValueError("compute.state_machine = 'parallel' needs a number for compute.batches_per_worker")
         self._check_aggregation()
         self._check_membership()
+        check_algorithm(self.algorithm, self.optimizer, self.outer, self.mode, self.compute.state_machine)
         return self
 
     def _check_aggregation(self) -> None:

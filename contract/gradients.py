@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from contract.averaging import BufferMean, SampleCount
 from contract.errors import ModelError, NonFiniteGradient
 from contract.objective import forward, refusal
+from contract.precision import autocast
 from contract.tensors import Buffers, Layout, load, not_finite, read_buffers
 
 ADVICE = "a smaller optimizer.lr or standardised data may help"
@@ -59,9 +60,14 @@ class GradientMean:
         flat: NDArray[np.float32],
         buffers: Buffers,
         samples: int,
+        *,
+        precision: str = "float32",
     ) -> None:
-        """At weights `flat` (n,) and `buffers`, over `samples` samples in all. Raises CorruptObject for none."""
-        self._model, self._layout, self._loss_name = model, layout, loss_name
+        """At weights `flat` (n,) and `buffers`, over `samples` samples in all. Raises CorruptObject for none.
+
+        `precision` is that of the forward pass (contract/precision.py); weights and gradients are float32 in any case.
+        """
+        self._model, self._layout, self._loss_name, self._precision = model, layout, loss_name, precision
         self._flat, self._base = flat, buffers
         self._count = SampleCount(samples)
         self._buffers = BufferMean(layout, samples)
@@ -78,7 +84,7 @@ class GradientMean:
         Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the
         batch (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when
         weights and model do not fit, MemoryError when torch runs out of memory, CorruptObject for more samples than
-        announced. After an error the mean is of no use.
+        announced, ConfigError for a precision that this processor lacks. After an error the mean is of no use.
         """
         samples, model = len(y), self._model
         if samples == 0 or len(x) != samples:
@@ -90,13 +96,14 @@ class GradientMean:
         try:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 torch.default_generator.manual_seed(seed)
-                _, loss = forward(model, self._loss_name, x, y)
+                with autocast(self._precision):
+                    _, loss = forward(model, self._loss_name, x, y)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise NonFiniteGradient(f"the loss of a batch of {samples} samples is {value}; {ADVICE}")
                 if not loss.requires_grad:
                     raise ModelError("the loss depends on no parameter that can be trained")
-                _backward(loss, x, y)
+                backward(loss, x, y)
             total = self._take(samples / self._count.total)
         finally:
             model.zero_grad(set_to_none=True)
@@ -144,16 +151,18 @@ def batch_gradient(
     y: Tensor,
     *,
     seed: int,
+    precision: str = "float32",
 ) -> BatchGradient:
     """The gradient of one batch x (N, …), y (N, …) at weights `flat` (n,) and `buffers`; see `GradientMean.add`."""
     if not len(y):
         raise ModelError(f"a batch of {len(x)} inputs and 0 targets has no gradient")
-    mean = GradientMean(model, layout, loss_name, flat, buffers, len(y))
+    mean = GradientMean(model, layout, loss_name, flat, buffers, len(y), precision=precision)
     mean.add(x, y, seed=seed)
     return mean.result()
 
 
-def _backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
+def backward(loss: Tensor, x: Tensor, y: Tensor) -> None:
+    """The gradients of a batch's loss. Raises ModelError, MemoryError."""
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except MemoryError:

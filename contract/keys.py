@@ -16,6 +16,7 @@
       weights/<sha256>                               items/<round>-<incarnation>.json
       contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
       contributions/<round>/<rank>-<incarnation>.<piece>
+                                                     moments/<round>/optimizer
       own-weights/<round>/<rank>-<incarnation>
       shards/<round>/<shard>
       checkpoints/<round>/common
@@ -266,6 +267,14 @@ class Places:
         if parts is None:
             raise CorruptObject(f"s3://{prefix.bucket}/{key} is no place of a gradient of rank {rank}, round {round}")
         return int(parts[1]), int(parts[2])
+
+    def moments(self, rank: int, round: int) -> Place:
+        """What the optimizer of a peer's workers begins `round` with. Every process of that rank writes the same."""
+        return self._in_peer(rank, f"moments/{_round(round)}/optimizer", "expiring")
+
+    def all_moments(self, rank: int) -> Place:
+        """The prefix under which these lie, for listing."""
+        return self._in_peer(rank, "moments/", "expiring")
 
     def passing_of(self, rank: int) -> Place:
         """The prefix under which all lies in a peer's bucket that no later round needs, for listing."""

@@ -23,7 +23,6 @@ just a `Rule` over contributions on disk (`by_rule`).
 from __future__ import annotations
 
 import importlib
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -34,15 +33,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.averaging import Remarks, SampleCount, WeightedMean, advanced, is_float
+from contract.averaging import Remarks, SampleCount, WeightedMean, advanced, clip_factor, is_float
 from contract.codec import F32, GradientCodec
 from contract.config import AggregationConfig
 from contract.errors import ConfigError
 from contract.stack import Stack, sorted_rows
 from contract.tensors import Buffers, Layout, check_values, pack_buffers, unpack_buffers
-
-#: Values whose squares are summed at a time.
-_CHUNK = 1 << 18
 
 
 class Aggregator(Protocol):
@@ -299,15 +295,6 @@ def _buffers(stack: Stack, base: Buffers, drop: int) -> Buffers:
                 values[part] = advanced(before[part], changed)
         after[entry.name] = values.reshape(entry.shape)
     return after
-
-
-def clip_factor(gradient: F32, clip_norm: float) -> float:
-    """What `gradient` (n,) is multiplied by to have at most the L2 norm `clip_norm`; 1 where that is 0."""
-    if not clip_norm:
-        return 1.0
-    parts = (gradient[start : start + _CHUNK] for start in range(0, gradient.size, _CHUNK))
-    norm = math.sqrt(sum(float(np.square(part, dtype=np.float64).sum()) for part in parts))
-    return min(1.0, clip_norm / norm) if norm else 1.0
 
 
 # The registry.

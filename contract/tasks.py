@@ -17,6 +17,7 @@ from contract import jsonform
 from contract.batches import BatchRef, Share
 from contract.errors import CorruptObject, PeerlessError
 from contract.keys import Place, Places
+from contract.local_steps import LocalSteps
 from contract.modelspec import ModelSpec
 from contract.seeds import public_seed
 
@@ -54,8 +55,10 @@ class GradientTask:
     """Name of the weights to compute with (64 hex digits)."""
     loss: str
     """Name of the loss (contract.objective)."""
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    """The run's optimizer settings; plain gradients do not need them, steps taken in the worker will."""
+    steps: LocalSteps | None = None
+    """Steps that the worker takes, and their update in place of a gradient; None for a gradient."""
+    precision: str = "float32"
+    """Of the forward pass (contract/precision.py)."""
     codec: str
     """Codec of the gradient on its way to the peer."""
     seed: int

@@ -124,8 +124,12 @@ def worker(run_bucket: str, peer_buckets: Mapping[int, str]) -> list[Grant]:
         Grant(
             sid="WriteGradients",
             actions=("s3:PutObject",),
-            resources=tuple(f"{bucket}/{gradients(rank_name(rank))}" for rank, bucket in peer_buckets.items()),
-            reason=f"gradients of any round; {_ANY_RUN}",
+            resources=tuple(
+                f"{bucket}/{keys(rank_name(rank))}"
+                for rank, bucket in peer_buckets.items()
+                for keys in (gradients, moments)
+            ),
+            reason=f"gradients, and what workers' optimizers keep, of any round; {_ANY_RUN}",
         ),
         Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=(run_bucket, *peer_buckets.values())),
     ]
@@ -285,14 +289,14 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
         Grant(
             sid="WriteItems",
             actions=("s3:PutObject",),
-            resources=(f"{peer_bucket}/{items(name)}",),
-            reason=f"items of any round; {_ANY_RUN}",
+            resources=(f"{peer_bucket}/{items(name)}", f"{peer_bucket}/{moments(name)}"),
+            reason=f"items, and its own workers' moments, of any round; {_ANY_RUN}",
         ),
         Grant(
             sid="ClearPeer",
             actions=("s3:DeleteObject",),
-            resources=(f"{peer_bucket}/{items(name)}", f"{peer_bucket}/{gradients(name)}"),
-            reason=f"items and gradients of any round; {_ANY_RUN}",
+            resources=tuple(f"{peer_bucket}/{keys(name)}" for keys in (items, gradients, moments)),
+            reason=f"items, gradients and moments of any round; {_ANY_RUN}",
         ),
         Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=(run_bucket, peer_bucket)),
     ]
@@ -406,3 +410,8 @@ def items(name: str) -> str:
 def gradients(name: str) -> str:
     """Keys of a peer's gradients per batch."""
     return f"expiring/*/peers/{name}/gradients/*"
+
+
+def moments(name: str) -> str:
+    """Keys of what the optimizers of a peer's workers keep from round to round."""
+    return f"expiring/*/peers/{name}/moments/*"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import models
+from contract.algorithms import Algorithm, algorithm, local_steps
 from contract.averaging import Remarks
 from contract.batches import Manifest
 from contract.clock import Clock
@@ -24,7 +25,9 @@ from contract.errors import CorruptObject, ObjectMissing
 from contract.events import EventLog
 from contract.extensions import MAX_SHARDS
 from contract.history import History
+from contract.local_steps import LocalSteps
 from contract.objective import Evaluation
+from contract.optimizers import idle
 from contract.packing import packing
 from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
@@ -198,11 +201,19 @@ class Actions:
     def fresh_update(self, flat: NDArray[np.float32], buffers: Buffers) -> Update:
         """Weights without a history."""
         config = self.spec.config
-        return Update(self.layout, flat, buffers, config.optimizer, config.aggregation, self.spool.folder)
+        step = self.algorithm.peers_step(config)
+        return Update(self.layout, flat, buffers, step, config.aggregation, self.spool.folder)
 
     def fresh_convergence(self) -> Convergence:
-        """Nothing validated yet, for the optimizer of `update`."""
-        return Convergence(self.update.optimizer, self.spec.config.scheduler, self.spec.config.early_stopping)
+        """Nothing validated yet, for the optimizer of `update`, or that of the workers where they take steps."""
+        config = self.spec.config
+        optimizer = idle(config.optimizer.lr) if self.algorithm.local else self.update.optimizer
+        return Convergence(optimizer, config.scheduler, config.early_stopping, self.spec.rounds_limit)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the workers compute and the peers do with it."""
+        return algorithm(self.spec.config)
 
     @property
     def frame_rules(self) -> FrameRules:
@@ -276,6 +287,7 @@ class Actions:
         self._computing += 1
         own = self._own = _Own(command.round, command.base_weights, command.validate)
         flat, buffers = self.update.flat, self.update.buffers
+        steps = local_steps(self.spec.config, self.convergence.rate(own.round))
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
             per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
@@ -297,11 +309,11 @@ class Actions:
 
         fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
         self.ports.events.emit("round_started", round=own.round, fields=fields)
-        batches = self.spec.batches_for_round(self.me.rank, own.round)
-        self.meter.begin(len(batches), self.ports.clock.monotonic())
+        invocations = 1 if steps is not None else len(self.spec.batches_for_round(self.me.rank, own.round))
+        self.meter.begin(invocations, self.ports.clock.monotonic())
         if own.validate:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
-        self.ports.background.start(lambda: self._gradient(own, flat, buffers), gradient_done)
+        self.ports.background.start(lambda: self._gradient(own, flat, buffers, steps), gradient_done)
         return []
 
     def _late(self, own: _Own, gradient: RoundGradient) -> None:
@@ -312,7 +324,9 @@ class Actions:
         fields = {"kept": feedback is not None, "samples": gradient.samples}
         self.ports.events.emit("gradient_late", round=own.round, fields=fields)
 
-    def _gradient(self, own: _Own, flat: NDArray[np.float32], buffers: Buffers) -> RoundGradient:
+    def _gradient(
+        self, own: _Own, flat: NDArray[np.float32], buffers: Buffers, steps: LocalSteps | None
+    ) -> RoundGradient:
         rank = self.me.rank
         with self.ports.metrics.stage("compute", own.round) as stage:
             gradient = self.ports.gradients.compute(
@@ -323,6 +337,7 @@ class Actions:
                 buffers=buffers,
                 batches=[self.manifest.batches[i] for i in self.spec.batches_for_round(rank, own.round)],
                 seed=public_seed(self.spec.config.seed, "batches", rank, own.round),
+                steps=steps,
             )
             stage.bytes_in += gradient.bytes_in
             stage.bytes_out += gradient.bytes_out

@@ -106,6 +106,7 @@ class AsyncActions(Actions):
         with self.ports.metrics.stage("update", round):
             if weights:
                 self._average_weights(round, weights)
+            self.convergence.pace(round)
             self.update.step(headers, self.contributions.frames(headers))
             self.contributions.settle(headers)
         self.tell_aggregated(round)

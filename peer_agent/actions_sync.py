@@ -328,6 +328,7 @@ class SyncActions(Actions):
 
     def _step(self, commit: Commit, headers: tuple[FrameHeader, ...], places: Places | None = None) -> None:
         headers = self.contributions.usable(headers)
+        self.convergence.pace(commit.round)
         if shards_of(commit):
             with self.ports.metrics.stage("update", commit.round) as stage:
                 stage.bytes_in += self.reducing.apply(commit, self.update, places)

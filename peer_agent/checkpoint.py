@@ -9,10 +9,8 @@ Both are safetensors files in one canonical form: the header is compact JSON wit
 multiple of 8 bytes, its `__metadata__` holds one string `state` (canonical JSON, `CommonHeader` or `OwnHeader`), and
 tensors are little-endian float32 without gaps, in the order named here. n is the number of parameters.
 
-    common   momentum_buffer (n,)                              sgd with momentum
-             exp_avg (n,), exp_avg_sq (n,), step ()            adam, adamw
-             exp_avg (n,), exp_avg_sq (n,), mu_product (), step ()    nadam
-             nothing                                           before the first step, and without momentum
+    common   what the peers' optimizer keeps                   contract/optimizers.py has the names, in this order
+             nothing                                           before the first step of most, and where nothing is kept
     own      residual (n,), or nothing where it is zero
 """
 
@@ -25,15 +23,14 @@ from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.optim import Optimizer
 
 from contract import jsonform
 from contract.errors import CorruptObject, ObjectMissing, WeightsMismatch
 from contract.feedback import ErrorFeedback
 from contract.history import newest_checkpoint, own_states, read_checkpoint
 from contract.keys import Place, Places
+from contract.optimizers import VECTORS_MAX, check_moments, moments, name_of, set_moments
 from contract.records import Checkpoint, MemberRef
 from contract.store import Data, ObjectStore
 from peer_agent.convergence import Convergence, ConvergenceState
@@ -43,15 +40,6 @@ from peer_agent.update import Update
 VERSION = 1
 #: More than any header takes.
 HEADER_BYTES_MAX = 65_536
-#: Vectors of n that each optimizer keeps, and its scalars; all of them from its first step on, or none.
-_MOMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "sgd": (("momentum_buffer",), ()),
-    "adam": (("exp_avg", "exp_avg_sq"), ("step",)),
-    "adamw": (("exp_avg", "exp_avg_sq"), ("step",)),
-    "nadam": (("exp_avg", "exp_avg_sq"), ("mu_product", "step")),
-}
-_VECTORS_MAX = max(len(vectors) for vectors, _ in _MOMENTS.values())
-
 Array = NDArray[np.float32]
 H = TypeVar("H")
 
@@ -89,7 +77,7 @@ class OwnHeader:
 
 def bytes_max(elements: int) -> int:
     """More bytes than the state of a model of so many parameters takes."""
-    return 8 + HEADER_BYTES_MAX + 4 * _VECTORS_MAX * elements
+    return 8 + HEADER_BYTES_MAX + 4 * VECTORS_MAX * elements
 
 
 def capture_common(
@@ -105,10 +93,10 @@ def capture_common(
         round=round,
         weights_sha256=update.weights_sha256,
         rounds_applied=rounds_applied,
-        optimizer=_name(update.optimizer),
+        optimizer=name_of(update.optimizer),
         convergence=convergence.state() if isinstance(convergence, Convergence) else convergence,
     )
-    return _pack(header, {name: tensor.numpy() for name, tensor in _moments(update.optimizer).items()})
+    return _pack(header, moments(update.optimizer))
 
 
 def restore_common(blob: bytes, checkpoint: Checkpoint, update: Update, convergence: Convergence) -> int:
@@ -126,22 +114,15 @@ def restore_common(blob: bytes, checkpoint: Checkpoint, update: Update, converge
         raise CorruptObject(f"{what} belongs to another checkpoint")
     if header.rounds_applied < 0:
         raise CorruptObject(f"{what} counts {header.rounds_applied} rounds")
-    name = _name(update.optimizer)
+    name = name_of(update.optimizer)
     if header.optimizer != name:
         raise CorruptObject(f"{what} is of the optimizer {header.optimizer}, but the run is configured for {name}")
     if update.weights_sha256 != checkpoint.weights_sha256:
         raise WeightsMismatch(
             f"{what} belongs to weights {checkpoint.weights_sha256[:12]}…, not {update.weights_sha256[:12]}…"
         )
-    vectors, scalars = _kept(update.optimizer)
-    elements = update.flat.size
-    shapes = [*((n, (elements,)) for n in vectors), *((n, ()) for n in scalars)]
-    if found and [(n, a.shape) for n, a in found.items()] != shapes:
-        raise CorruptObject(f"{what} does not hold the moments of {name} for {elements} parameters")
-    if any(not np.isfinite(found[n]) or found[n] < 0 for n in scalars if found):
-        raise CorruptObject(f"{what} has a counter that no sequence of steps leads to")
-    (parameter,) = update.optimizer.param_groups[0]["params"]
-    update.optimizer.state[parameter] = {n: torch.from_numpy(a.astype(np.float32)) for n, a in found.items()}
+    check_moments(update.optimizer, found, update.flat.size, what)
+    set_moments(update.optimizer, found)
     convergence.load(header.convergence)
     return header.rounds_applied
 
@@ -183,30 +164,6 @@ def restore_own(blob: bytes, checkpoint: Checkpoint, rank: int, feedback: ErrorF
 def common_header(blob: bytes, what: str) -> CommonHeader:
     """What a common state says of itself. Raises CorruptObject."""
     return _unpack(blob, CommonHeader, what)[0]
-
-
-def _name(optimizer: Optimizer) -> str:
-    name = type(optimizer).__name__.lower()
-    if name not in _MOMENTS:
-        raise TypeError(f"checkpoints do not know what {type(optimizer).__name__} keeps")
-    return name
-
-
-def _kept(optimizer: Optimizer) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the vectors and of the scalars that this optimizer keeps, in the order of the file."""
-    if optimizer.param_groups[0].get("momentum") == 0:
-        return (), ()
-    return _MOMENTS[_name(optimizer)]
-
-
-def _moments(optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The tensors of the one parameter's state, in the order of the file; empty before the first step."""
-    (parameter,) = optimizer.param_groups[0]["params"]
-    state = {name: value for name, value in optimizer.state.get(parameter, {}).items() if value is not None}
-    vectors, scalars = _kept(optimizer)
-    if state and state.keys() != {*vectors, *scalars}:
-        raise TypeError(f"{type(optimizer).__name__} keeps {sorted(state)}, which checkpoints do not know")
-    return {name: state[name].detach() for name in (*vectors, *scalars) if state}
 
 
 # ---------------------------------------------------------------------------------------------- objects and records

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from contract.config import EarlyStoppingConfig, SchedulerConfig
+from peer_agent.schedule import rate
 
 EARLY_STOPPING = "early_stopping"
 
@@ -61,30 +62,41 @@ class ConvergenceState:
 
 
 class Convergence:
-    """torch's ReduceLROnPlateau on `optimizer`, early stopping, and the best weights by validation loss."""
+    """The learning rate of `optimizer`, early stopping, and the best weights by validation loss."""
 
-    def __init__(self, optimizer: Optimizer, scheduler: SchedulerConfig, early_stopping: EarlyStoppingConfig) -> None:
-        self._optimizer = optimizer
+    def __init__(
+        self, optimizer: Optimizer, scheduler: SchedulerConfig, early_stopping: EarlyStoppingConfig, rounds: int = 0
+    ) -> None:
+        """`rounds` is the run's limit, towards which some schedules go."""
+        self._optimizer, self._scheduler, self._rounds = optimizer, scheduler, rounds
         self._plateau = ReduceLROnPlateau(
             optimizer, mode="min", factor=scheduler.factor, patience=scheduler.patience, min_lr=scheduler.min_lr
         )
         self._early_stopping = early_stopping
         self._reference = math.inf  # the loss that an improvement is measured against
         self._without_improvement = 0
+        self.lr = float(optimizer.param_groups[0]["lr"])
+        """The learning rate at the start, or what the plateaus so far have left of it."""
         self.best_loss: float | None = None
         """Lowest validation loss so far."""
         self.best_weights = ""
         """Hash of the weights that had it; empty before the first validation."""
 
-    @property
-    def lr(self) -> float:
-        """The learning rate now."""
-        return float(self._optimizer.param_groups[0]["lr"])
+    def rate(self, round: int) -> float:
+        """The learning rate of a round's steps."""
+        return rate(self._scheduler, self.lr, round, self._rounds)
+
+    def pace(self, round: int) -> None:
+        """Let the optimizer take its step of `round` with the rate of that."""
+        self._set(self.rate(round))
 
     def observe(self, weights_sha256: str, loss: float) -> Decision:
         """Take in the validation loss of the weights of that hash."""
         before = self.lr
-        self._plateau.step(loss)
+        self._set(before)
+        if self._scheduler.name == "plateau":
+            self._plateau.step(loss)
+        self.lr = float(self._optimizer.param_groups[0]["lr"])
         improved = self.best_loss is None or loss < self.best_loss
         if improved:
             self.best_loss, self.best_weights = loss, weights_sha256
@@ -106,8 +118,8 @@ class Convergence:
 
     def load(self, state: ConvergenceState) -> None:
         """Go on from `state`; patience, factor and the like stay those of this object's configuration."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = state.lr
+        self.lr = state.lr
+        self._set(state.lr)
         self._plateau.best = _infinite(state.plateau_best)
         self._plateau.num_bad_epochs = state.plateau_bad_validations
         self._plateau.cooldown_counter = state.plateau_cooldown
@@ -115,6 +127,10 @@ class Convergence:
         self._plateau._last_lr = [state.lr for _ in self._optimizer.param_groups]
         self._reference, self._without_improvement = _infinite(state.reference), state.without_improvement
         self.best_loss, self.best_weights = state.best_loss, state.best_weights
+
+    def _set(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
 
     def _stop(self, loss: float) -> str:
         gain = self._reference - loss

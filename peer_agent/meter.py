@@ -7,6 +7,7 @@ by the month, logs, and retries within a stage that failed are not in it.
 
 from __future__ import annotations
 
+from contract.algorithms import algorithm
 from contract.config import ComputeConfig
 from contract.prices import Prices
 from contract.runspec import RunSpec
@@ -30,17 +31,31 @@ def at_once(compute: ComputeConfig, invocations: int) -> int:
     return min(invocations, min(compute.concurrency or most, most))
 
 
+def worker_requests(spec: RunSpec, per_worker: int = 1) -> tuple[int, int]:
+    """GETs and PUTs of one invocation of at most `per_worker` batches. One that takes steps reads the manifest, all
+    batches of its round, and moments, which it writes as well."""
+    if not algorithm(spec.config).local:
+        return WORKER_GETS + per_worker, WORKER_PUTS
+    batches = min(max(spec.batches), spec.config.batches_per_round or max(spec.batches))
+    return WORKER_GETS + 2 + batches, WORKER_PUTS + 1
+
+
 def stage_usd(
-    prices: Prices, compute: ComputeConfig, *, invocations: int, executions: int, seconds: float, per_worker: int = 1
+    prices: Prices,
+    compute: ComputeConfig,
+    *,
+    invocations: int,
+    executions: int,
+    seconds: float,
+    requests: tuple[int, int] = (WORKER_GETS + 1, WORKER_PUTS),
 ) -> float:
-    """At most so many US dollars did a compute stage cost that lasted `seconds`; `per_worker` is the most batches of an
-    invocation."""
-    gets = WORKER_GETS + per_worker
+    """At most so many US dollars did a compute stage cost that lasted `seconds`. `requests`: `worker_requests`."""
+    gets, puts = requests
     gb_seconds = at_once(compute, invocations) * seconds * compute.memory_mb / 1_024
     transitions = executions * EXECUTION_TRANSITIONS + invocations * TASK_TRANSITIONS
     return (
         gb_seconds * prices.lambda_usd_per_gb_second
-        + invocations * (prices.lambda_usd_per_request + gets * prices.get_usd + WORKER_PUTS * prices.put_usd)
+        + invocations * (prices.lambda_usd_per_request + gets * prices.get_usd + puts * prices.put_usd)
         + transitions * prices.transition_usd
     )
 
@@ -53,6 +68,7 @@ class Meter:
     """
 
     def __init__(self, spec: RunSpec, now: float) -> None:
+        self._spec = spec
         self._prices, self._compute, self._peers = spec.prices, spec.config.compute, spec.config.peers
         self._since = spec.created or now
         self._stages = 0.0
@@ -75,7 +91,7 @@ class Meter:
                 invocations=invocations,
                 executions=executions,
                 seconds=seconds,
-                per_worker=per_worker,
+                requests=worker_requests(self._spec, per_worker),
             )
         self._running = None
 
@@ -91,6 +107,7 @@ class Meter:
             invocations=invocations,
             executions=1 if invocations else 0,
             seconds=moment - begun,
+            requests=worker_requests(self._spec),
         )
         hours = max(0.0, now - self._since) / 3_600
         requests = counts.gets * prices.get_usd + (counts.puts + counts.lists) * prices.put_usd

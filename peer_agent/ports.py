@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.batches import BatchRef
+from contract.local_steps import LocalSteps
 from contract.store import ObjectStore, StoreCounts
 from contract.tensors import Buffers
 
@@ -123,7 +124,7 @@ class RoundGradient:
     """The sample-weighted mean over one peer's batches of one round."""
 
     gradient: NDArray[np.float32]
-    """Shape (n,), in the layout's order."""
+    """Shape (n,), in the layout's order; where workers take steps of their own, their update."""
     buffers: Buffers
     """After the forward passes, averaged over batches by samples (integer counters: the base's, plus one)."""
     samples: int
@@ -157,9 +158,11 @@ class GradientService(Protocol):
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """Gradient at `flat` (n,) float32 and `buffers`, which `weights_sha256` names and which lie in the run's bucket
-        under that hash. Raises GradientFailed naming the batch and the cause."""
+        under that hash; or the update that `steps` with these batches, one after the other, come to. Raises
+        GradientFailed naming the batch and the cause."""
 
     def close(self) -> None:
         """Give back what it holds; a running execution is stopped."""

@@ -5,32 +5,26 @@ n is the number of parameters; weights and gradients are flat float32 vectors of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 from contract.averaging import Remarks
 from contract.codec import codec
 from contract.config import AggregationConfig, OptimizerConfig
+from contract.optimizers import build, clip
 from contract.robust import aggregation
 from contract.tensors import Buffers, Layout, unpack_buffers, weights_hash
 from contract.wire import Frame, FrameHeader
 
-_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimizerConfig], Optimizer]] = {
-    "sgd": lambda p, c: SGD(p, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
-    "adam": lambda p, c: Adam(p, lr=c.lr, weight_decay=c.weight_decay),
-    "adamw": lambda p, c: AdamW(p, lr=c.lr, weight_decay=c.weight_decay),
-    "nadam": lambda p, c: NAdam(p, lr=c.lr, weight_decay=c.weight_decay),
-}
-
 
 class Update:
-    """This peer's weights, buffers and optimizer state.
+    """This peer's weights, buffers and optimizer state. Where workers take steps, the mean of their updates is what is
+    called a gradient here.
 
     The optimizer works on one flat parameter: all optimizers on offer are elementwise, so this equals a step on the
     model's own tensors, and needs no model. What the model has frozen stays as it is, bit for bit. `flat` is a new
@@ -48,10 +42,11 @@ class Update:
     ) -> None:
         """`scratch` is a folder on disk with room for one model per contribution; the weighted mean does not use it."""
         self._layout, self._aggregation, self._scratch = layout, aggregation, scratch
+        self._config = config
         self.remarks = Remarks()
         """About the latest step's aggregate, with ranks for positions; `step` alone has anything to say."""
         self._parameter = nn.Parameter(torch.from_numpy(flat.copy()))
-        self.optimizer = _OPTIMIZERS[config.name]([self._parameter], config)
+        self.optimizer = build(self._parameter, config)
         self.flat = flat
         self.buffers = buffers
         self.weights_sha256 = weights_hash(layout, flat, buffers)
@@ -73,12 +68,13 @@ class Update:
         return self._go_on(buffers)
 
     def take(self, gradient: NDArray[np.float32], buffers: Buffers) -> str:
-        """Take a step with this gradient (n,), and go on with these buffers; the new hash."""
+        """Take a step with this gradient (n,), which clipping changes, and go on with these buffers; the new hash."""
         self._descend(gradient)
         return self._go_on(buffers)
 
     def _descend(self, gradient: NDArray[np.float32]) -> None:
         self._parameter.grad = torch.from_numpy(gradient)
+        clip(self._parameter.grad, self._config)
         self.optimizer.step()
         self._parameter.grad = None
 

@@ -18,6 +18,7 @@ from torch import nn
 from contract.errors import ModelError, PeerlessError
 from contract.importing import imported, told
 from contract.models.cnn_mlp import cnn, mlp
+from contract.models.fedkeeper import fedkeeper_cnn
 from contract.models.mobilenet import mobilenet_v3_small
 from contract.models.squeezenet import squeezenet1_1
 from contract.models.vgg import vgg11
@@ -30,6 +31,7 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "vgg11": vgg11,
     "squeezenet1_1": squeezenet1_1,
     "mobilenet_v3_small": mobilenet_v3_small,
+    "fedkeeper_cnn": fedkeeper_cnn,
 }
 
 #: The smallest image, in pixels, that an architecture has a use for; 28 where nothing is said.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from contract.batches import BatchRef, decode_batch
+from contract.batches import BatchRef, opened
 from contract.clock import Clock
 from contract.codec import codec
-from contract.errors import CorruptObject, PeerlessError
+from contract.errors import PeerlessError
 from contract.extensions import Measured, measured_extension
-from contract.gradients import GradientMean, arranged
+from contract.gradients import BatchGradient, GradientMean, arranged
+from contract.local_steps import LocalSteps, local_update
+from contract.optimizers import Moments
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, pack_buffers
 from contract.wire import Blob, FrameHeader, Kind, decode_header, encode
@@ -43,6 +45,8 @@ class Result:
     samples: int
     loss: float
     measured: Measured
+    moments: Moments = field(default_factory=dict)
+    """What the worker's own optimizer keeps."""
 
 
 @contextmanager
@@ -74,15 +78,18 @@ def gradient_frame(
     `GradientMean.add` raises, naming the batch.
     """
     mean = GradientMean(
-        model, layout, task.loss, weights.flat, weights.buffers, sum(batch.samples for batch in task.batches)
+        model,
+        layout,
+        task.loss,
+        weights.flat,
+        weights.buffers,
+        sum(batch.samples for batch in task.batches),
+        precision=task.precision,
     )
     seconds = 0.0
     for batch, blob in batches:
         with naming(task, batch):
-            x, y = decode_batch(blob, batch.sha256)
-            if len(y) != batch.samples:
-                where = task.place_of(batch)
-                raise CorruptObject(f"{where} holds {len(y)} samples, but the manifest says {batch.samples}")
+            x, y = opened(blob, batch)
             begun = clock.monotonic()
             mean.add(arranged(x, task.channels_last), y, seed=task.seed_of(batch))
             seconds += clock.monotonic() - begun
@@ -93,6 +100,50 @@ def gradient_frame(
         cold_start=cold_start,
         weights_fetched=weights_fetched,
     )
+    return _result(task, layout, made, measured)
+
+
+def update_frame(
+    task: GradientTask,
+    steps: LocalSteps,
+    model: nn.Module,
+    layout: Layout,
+    weights: Weights,
+    data: Sequence[tuple[Tensor, Tensor]],
+    kept: Moments | None = None,
+    *,
+    clock: Clock,
+    peak_bytes: Callable[[], int],
+    cold_start: bool,
+    weights_fetched: bool,
+) -> Result:
+    """The same for the update that the task's `steps` with the batches `data`, x (N, …) and y (N, …) each, come to,
+    from the moments `kept` on. Raises what `local_update` raises, naming the first batch."""
+    begun = clock.monotonic()
+    with naming(task, task.batch):
+        made = local_update(
+            model,
+            layout,
+            task.loss,
+            weights.flat,
+            weights.buffers,
+            [(arranged(x, task.channels_last), y) for x, y in data],
+            steps,
+            seed=task.batch_seed,
+            precision=task.precision,
+            kept=kept,
+        )
+    measured = Measured(
+        step_seconds=(clock.monotonic() - begun) / steps.count(len(data)),
+        peak_bytes=peak_bytes(),
+        cold_start=cold_start,
+        weights_fetched=weights_fetched,
+    )
+    return replace(_result(task, layout, made, measured), moments=made.moments)
+
+
+def _result(task: GradientTask, layout: Layout, made: BatchGradient, measured: Measured) -> Result:
+    """The frame of what a worker has made, as the answer to `task`."""
     with naming(task, task.batch):
         header = FrameHeader(
             kind=Kind.GRADIENT,

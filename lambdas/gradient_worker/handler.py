@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from contract.ahead import one_ahead
-from contract.batches import BatchRef
+from contract.batches import BatchRef, Manifest, opened
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
+from contract.local_steps import LocalSteps
+from contract.optimizers import Moments, decode_moments, encode_moments
 from contract.store import ObjectStore, S3Store
 from contract.tasks import GradientAnswer, GradientTask
-from lambdas.gradient_worker.gradient import Result, gradient_frame, naming
+from lambdas.gradient_worker.gradient import Result, gradient_frame, naming, update_frame
 from lambdas.gradient_worker.warm import Warm
 
 
@@ -60,27 +63,62 @@ class GradientWorker:
             self._warm.require_code(task.code_digest)
             model, layout = self._warm.model(task.model, task.channels_last)
             weights = self._warm.weights(task, layout)
-
-        def fetch(batch: BatchRef) -> bytes:
-            with naming(task, batch):
-                if batch.length is None:
-                    return self._store.get(task.place_of(batch))
-                return self._store.get_range(task.place_of(batch), batch.offset, batch.length)
-
-        result = gradient_frame(
-            task,
-            model,
-            layout,
-            weights,
-            one_ahead(fetch, task.batches),
-            clock=self._clock,
-            peak_bytes=_peak_bytes,
-            cold_start=cold,
-            weights_fetched=self._warm.fetches > fetches,
-        )
+        fetched = self._warm.fetches > fetches
+        if task.steps is None:
+            result = gradient_frame(
+                task,
+                model,
+                layout,
+                weights,
+                one_ahead(lambda batch: self._fetch(task, batch), task.batches),
+                clock=self._clock,
+                peak_bytes=_peak_bytes,
+                cold_start=cold,
+                weights_fetched=fetched,
+            )
+        else:
+            data, kept = self._to_step_with(task, task.steps)
+            result = update_frame(
+                task,
+                task.steps,
+                model,
+                layout,
+                weights,
+                data,
+                kept,
+                clock=self._clock,
+                peak_bytes=_peak_bytes,
+                cold_start=cold,
+                weights_fetched=fetched,
+            )
         with naming(task, task.batch):
+            if task.steps is not None and task.steps.leaves is not None:
+                # Before the update, which says that all is done.
+                self._store.put(task.steps.leaves, encode_moments(result.moments))
             self._store.put(task.output, result.frame)
         return result
+
+    def _to_step_with(
+        self, task: GradientTask, steps: LocalSteps
+    ) -> tuple[list[tuple[Tensor, Tensor]], Moments | None]:
+        """The batches that the steps are taken with, and the moments that they begin with."""
+        with naming(task, task.batch):
+            begins_with = steps.begins_with
+            kept = None if begins_with is None else decode_moments(self._store.get(begins_with), str(begins_with))
+            manifest = Manifest.from_json(self._store.get(task.places.manifest(task.rank)))
+            batches = manifest.chosen(steps.batches)
+        data = []
+        for batch in batches:
+            blob = self._fetch(task, batch)
+            with naming(task, batch):
+                data.append(opened(blob, batch))
+        return data, kept
+
+    def _fetch(self, task: GradientTask, batch: BatchRef) -> bytes:
+        with naming(task, batch):
+            if batch.length is None:
+                return self._store.get(task.place_of(batch))
+            return self._store.get_range(task.place_of(batch), batch.offset, batch.length)
 
 
 _worker: GradientWorker | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from contract.averaging import WeightedMean
 from contract.batches import BatchRef, Share
@@ -61,12 +62,12 @@ class BatchMean:
         )
 
 
-def work_of(shares: Sequence[Share], measured: Sequence[Measured]) -> Work | None:
-    """What the workers of a round told, together; None where none told anything."""
+def work_of(batches_per_worker: int, measured: Sequence[Measured]) -> Work | None:
+    """What the workers of a round told, together; None where none told anything. `batches_per_worker`: at most."""
     if not measured:
         return None
     return Work(
-        batches_per_worker=max(len(share.batches) for share in shares),
+        batches_per_worker=batches_per_worker,
         step_seconds=statistics.median(each.step_seconds for each in measured),
         peak_bytes=max(each.peak_bytes for each in measured),
         cold_starts=sum(each.cold_start for each in measured),
@@ -77,6 +78,17 @@ def work_of(shares: Sequence[Share], measured: Sequence[Measured]) -> Work | Non
 def name_batch(batch: int, rank: int, round: int) -> str:
     """How every message about a gradient names its batch, the workers' own ones too."""
     return f"batch {batch} of rank {rank} in round {round}"
+
+
+def name_batches(batches: Sequence[BatchRef], rank: int, round: int) -> str:
+    """The same of several that one worker takes steps with."""
+    more = f" and {len(batches) - 1} more" if len(batches) > 1 else ""
+    return name_batch(batches[0].index, rank, round).replace(" of", f"{more} of", 1)
+
+
+def whole(batches: Sequence[BatchRef]) -> BatchRef:
+    """What stands for all batches of one worker: its first one, with the samples of all."""
+    return replace(batches[0], samples=sum(batch.samples for batch in batches))
 
 
 @contextmanager

@@ -14,17 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from contract.ahead import one_ahead
-from contract.batches import BatchRef, decode_batch, divide, share_count
+from contract.batches import BatchRef, divide, opened, share_count
 from contract.codec import codec
-from contract.errors import CorruptObject, PermanentError
+from contract.errors import PermanentError
 from contract.gradients import GradientMean, arranged
 from contract.keys import Place
+from contract.local_steps import LocalSteps, local_update
 from contract.models import build
+from contract.optimizers import decode_moments, encode_moments
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import gradient_seed
 from contract.tensors import Buffers, Layout
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, name_batches, whole
+from peer_agent.compute.moments import WorkerMoments
 from peer_agent.ports import RoundGradient
 
 
@@ -42,6 +45,7 @@ class LocalGradientService:
         per_worker = spec.config.compute.batches_per_worker
         # Batches are added up in the same groups as by workers; `auto` has none to start.
         self._per_share = per_worker if isinstance(per_worker, int) else 1
+        self._moments = WorkerMoments(spec, rank, store)
         self._closed = False
 
     def compute(
@@ -54,8 +58,12 @@ class LocalGradientService:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """Gradient at `flat` (n,) float32 and `buffers`; see GradientService. Raises GradientFailed."""
+        if steps is not None:
+            return self._update(round, flat, buffers, batches, seed, steps)
+        config = self._spec.config
         mean, bytes_in = BatchMean(self._layout, batches), 0
 
         def fetch(batch: BatchRef) -> bytes:
@@ -64,7 +72,15 @@ class LocalGradientService:
 
         fetched = one_ahead(fetch, batches)
         for share in divide(batches, share_count(len(batches), self._per_share)):
-            part = GradientMean(self._model, self._layout, self._spec.config.loss, flat, buffers, samples=share.samples)
+            part = GradientMean(
+                self._model,
+                self._layout,
+                config.loss,
+                flat,
+                buffers,
+                samples=share.samples,
+                precision=config.compute.precision,
+            )
             for batch, blob in islice(fetched, len(share.batches)):
                 bytes_in += len(blob)
                 with failing_as(name_batch(batch.index, self._rank, round)):
@@ -76,6 +92,52 @@ class LocalGradientService:
                 mean.add(payload, codec("none"), made.buffers, made.samples, made.loss)
         return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
 
+    def _update(
+        self,
+        round: int,
+        flat: NDArray[np.float32],
+        buffers: Buffers,
+        batches: Sequence[BatchRef],
+        seed: int,
+        steps: LocalSteps,
+    ) -> RoundGradient:
+        """What a worker's steps with all of these batches come to, one after the other."""
+        data, bytes_in, kept = [], 0, None
+        steps = self._moments.place(steps, round)
+        if steps.begins_with is not None:
+            with failing_as(name_batches(batches, self._rank, round)):
+                blob = self._store.get(steps.begins_with)
+                kept = decode_moments(blob, str(steps.begins_with))
+                bytes_in += len(blob)
+        for batch in batches:
+            with failing_as(name_batch(batch.index, self._rank, round)):
+                blob = self._fetch(batch)
+                x, y = opened(blob, batch)
+                data.append((arranged(x, self._channels_last), y))
+                bytes_in += len(blob)
+        config = self._spec.config
+        with failing_as(name_batches(batches, self._rank, round)):
+            made = local_update(
+                self._model,
+                self._layout,
+                config.loss,
+                flat,
+                buffers,
+                data,
+                steps,
+                seed=gradient_seed(seed, batches[0].index),
+                precision=config.compute.precision,
+                kept=kept,
+            )
+        bytes_out = 0
+        if steps.leaves is not None:
+            bytes_out = self._store.put(steps.leaves, encode_moments(made.moments)).size
+            self._moments.tidy(steps, round)
+        mean = BatchMean(self._layout, [whole(batches)])
+        raw = codec("none")
+        mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
+        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=bytes_out)
+
     def close(self) -> None:
         """A running computation ends at its next batch."""
         self._closed = True
@@ -83,9 +145,7 @@ class LocalGradientService:
     def _add(self, part: GradientMean, batch: BatchRef, blob: bytes, seed: int) -> None:
         if self._closed:
             raise PermanentError("the peer was stopped")
-        x, y = decode_batch(blob, batch.sha256)
-        if len(y) != batch.samples:
-            raise CorruptObject(f"{batch.key} holds {len(y)} samples, but the manifest says {batch.samples}")
+        x, y = opened(blob, batch)
         part.add(arranged(x, self._channels_last), y, seed=gradient_seed(seed, batch.index))
 
     def _fetch(self, batch: BatchRef) -> bytes:

@@ -31,16 +31,18 @@ from contract.codec import codec
 from contract.errors import ConfigError, CorruptObject, GradientFailed, StoreUnavailable, WeightsMismatch
 from contract.extensions import Measured
 from contract.keys import Place
+from contract.local_steps import LocalSteps
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
 from peer_agent.compute import diagnosis, tolerance
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, work_of
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, whole, work_of
 from peer_agent.compute.diagnosis import Ending
 from peer_agent.compute.division import Division, lanes
 from peer_agent.compute.executions import EXPRESS_SECONDS, FORGOTTEN, Executions
+from peer_agent.compute.moments import WorkerMoments
 from peer_agent.compute.results import Results, Unusable, differences, using
 from peer_agent.membership import FIRST_INCARNATION
 from peer_agent.ports import RoundGradient
@@ -94,6 +96,7 @@ class StepFunctionsGradientService:
             )
         self._spec, self._rank, self._store = spec, rank, store
         self._layout = Layout.of(build(spec.model))
+        self._moments = WorkerMoments(spec, rank, store)
         self._division = Division(spec.config.compute.batches_per_worker, lanes=lanes(spec, local=bool(endpoint_url)))
         self._executions = Executions(
             machine,
@@ -115,29 +118,39 @@ class StepFunctionsGradientService:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         """Gradient at the weights `weights_sha256` in the run's bucket; see GradientService.
 
         Raises GradientFailed, TransientError when Step Functions does not answer, StoreUnavailable.
         """
-        task = self._task(round, incarnation, weights_sha256, batches[0], seed)
-        items = self._division.divide(batches)
+        if steps is None:
+            items = self._division.divide(batches)
+        else:  # one invocation takes all of them
+            steps = self._moments.place(steps, round)
+            steps = dataclasses.replace(steps, batches=tuple(batch.index for batch in batches))
+            items = (Share((whole(batches),)),)
+        task = self._task(round, incarnation, weights_sha256, items[0].batches[0], seed, steps)
         results, effort = Results(self._store, task), Effort()
         self._execute(task, items, results, effort)
         mean, bytes_in, measured, used = self._collect_usable(task, items, results, effort)
         garbage = [results.place(item.index) for item in used]
         if self._mode == "distributed_map":
             garbage.append(self._items_place(task))
+        if steps is None:
+            self._division.measured([each.step_seconds for each in measured])
+        else:
+            self._moments.tidy(steps, round)
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)
-        self._division.measured([each.step_seconds for each in measured])
+        most = max(len(item.batches) for item in used) if steps is None else len(batches)
         gradient = mean.result(
             buffers,
             invocations=effort.invocations,
             executions=effort.executions,
             bytes_in=bytes_in,
             bytes_out=effort.bytes_out,
-            work=work_of(used, measured),
+            work=work_of(most, measured),
         )
         return dataclasses.replace(gradient, failures=tuple(effort.failures[index] for index in effort.missing))
 
@@ -145,7 +158,9 @@ class StepFunctionsGradientService:
         """Stop running executions; the `compute` that waits for one raises GradientFailed."""
         self._executions.close()
 
-    def _task(self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int) -> GradientTask:
+    def _task(
+        self, round: int, incarnation: int, weights: str, batch: BatchRef, seed: int, steps: LocalSteps | None
+    ) -> GradientTask:
         """The round's task; which batch it names does not matter to what all batches share."""
         config = self._spec.config
         return GradientTask(
@@ -156,7 +171,8 @@ class StepFunctionsGradientService:
             model=self._spec.model,
             weights_sha256=weights,
             loss=config.loss,
-            optimizer=config.optimizer.model_dump(mode="json"),
+            steps=steps,
+            precision=config.compute.precision,
             codec=config.compute.gradient_codec,
             seed=seed,
             threads=config.compute.threads,

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from contract import models, tensors
+from contract.algorithms import algorithm
 from contract.batches import share_count
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
@@ -53,7 +54,9 @@ class Workload:
 
 
 def batches_per_round(config: RunConfig, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The most batches of one round, by rank."""
+    """The most branches of one round's map, by rank: its batches, or one where workers take steps with all of them."""
+    if algorithm(config).local:
+        return (1,) * len(batches)
     return tuple(min(count, config.batches_per_round or count) for count in batches)
 
 

@@ -18,7 +18,10 @@ SMALL = {
 
 
 @pytest.mark.slow  # seven and eight processes each; tests/unit/test_examples.py reads them in `make test`
-@pytest.mark.parametrize(("name", "peers", "told"), [("robust", 7, "commit"), ("reduce_scatter", 8, "shard_averaged")])
+@pytest.mark.parametrize(
+    ("name", "peers", "told"),
+    [("robust", 7, "commit"), ("reduce_scatter", 8, "shard_averaged"), ("diloco", 4, "commit")],
+)
 def test_an_example_ends_with_the_same_weights_everywhere(
     workplace: Workplace, name: str, peers: int, told: str
 ) -> None:

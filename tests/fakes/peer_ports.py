@@ -18,6 +18,7 @@ from contract import models
 from contract.batches import BatchRef, decode_batch
 from contract.errors import GradientFailed
 from contract.gradients import batch_gradient
+from contract.local_steps import LocalSteps
 from contract.runspec import RunSpec
 from contract.tensors import Buffers, Layout
 from peer_agent.background import Finished
@@ -139,6 +140,7 @@ class QuadraticGradients:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         if round == self.fails_in_round:
             raise GradientFailed(f"batch {batches[0].index} of round {round} failed: the test wants it")
@@ -176,6 +178,7 @@ class TorchGradients:
         buffers: Buffers,
         batches: Sequence[BatchRef],
         seed: int,
+        steps: LocalSteps | None = None,
     ) -> RoundGradient:
         found = []
         for batch in batches:

@@ -127,7 +127,7 @@ class TestStepFunctions:
         (arn,) = client.executions
         assert found.bytes_out == len(client.executions[arn]["input"])
         assert 4 * run.layout.elements * 3 < found.bytes_in < 4 * run.layout.elements * 3 + 3 * 1_000
-        assert b"float" not in client.executions[arn]["input"].encode()
+        assert found.bytes_out < 2_000, "weights and gradients go by S3"
         local = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments())
         assert local.bytes_in == sum(len(store.get(Place("peer-bucket", batch.key))) for batch in run.batches)
         assert (local.bytes_out, local.invocations, local.executions) == (0, 0, 0)

@@ -11,7 +11,7 @@ from contract.config import ComputeConfig
 from contract.prices import Prices
 from contract.runspec import RunSpec
 from contract.store import StoreCounts
-from peer_agent.meter import Meter, at_once, stage_usd
+from peer_agent.meter import Meter, at_once, stage_usd, worker_requests
 from tests.unit.test_runspec import spec
 
 CREATED = 1_700_000_000.5
@@ -60,7 +60,9 @@ def test_a_stage_by_hand() -> None:
     expected = 10 * 2 * 6 * 1e-5 + 10 * (2e-7 + 2 * 4e-7 + 5e-6) + 34 * 2.5e-5
     assert stage_usd(PRICES, compute(), invocations=10, executions=1, seconds=6.0) == pytest.approx(expected)
     assert stage_usd(PRICES, compute(), invocations=0, executions=0, seconds=6.0) == 0.0
-    several = stage_usd(PRICES, compute(), invocations=10, executions=1, seconds=6.0, per_worker=8)
+    several = stage_usd(
+        PRICES, compute(), invocations=10, executions=1, seconds=6.0, requests=worker_requests(priced(), 8)
+    )
     assert several == pytest.approx(expected + 10 * 7 * PRICES.get_usd), "each batch is read once"
 
 
@@ -94,6 +96,20 @@ def test_stages_add_up_and_the_one_under_way_counts() -> None:
     meter.end(3, 1, 510.0)  # one was retried
     again = stage_usd(PRICES, priced().config.compute, invocations=3, executions=1, seconds=10.0)
     assert meter.usd(CREATED, 510.0, NOTHING) == pytest.approx(whole + again)
+
+
+def test_an_invocation_that_takes_steps_reads_more() -> None:
+    """Weights, manifest, moments and two batches of the five; moments are written beside the update."""
+    steps = spec((5,) * 4, algorithm={"name": "local_sgd"}, batches_per_round=2)
+    assert worker_requests(steps) == (5, 2)
+    assert worker_requests(spec((5, 7), algorithm={"name": "local_sgd"}, batches_per_round=0)) == (10, 2)
+    assert worker_requests(priced()) == (2, 1)
+    meter = Meter(dataclasses.replace(steps, prices=PRICES), now=CREATED)
+    meter.begin(1, 0.0)
+    meter.end(1, 1, 10.0)
+    plain = stage_usd(PRICES, steps.config.compute, invocations=1, executions=1, seconds=10.0)
+    begun = steps.created
+    assert meter.usd(begun, 10.0, NOTHING) == pytest.approx(plain + 3 * 4e-7 + 5e-6)
 
 
 def test_the_own_requests_to_s3_count() -> None:

@@ -36,6 +36,7 @@ def on_meta(wanted: ModelSpec) -> nn.Module:
         (spec("mobilenet_v3_small", classes=1000, channels=3, image_size=224), 2_542_856),
         (spec("vgg11", channels=3, image_size=32, head="cifar"), 9_225_610),
         (spec("cnn"), 117_066),
+        (spec("fedkeeper_cnn"), 582_026),
         (spec("mlp"), 397_510),
         (spec("mlp", hidden=100, layers=2), 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10),
     ],
@@ -59,6 +60,7 @@ def test_the_registry_is_what_a_configuration_accepts() -> None:
         ("vgg11", {"head": "cifar"}),
         ("squeezenet1_1", {}),
         ("mobilenet_v3_small", {}),
+        ("fedkeeper_cnn", {}),
     ],
 )
 def test_small_images_train_every_parameter(

@@ -10,7 +10,9 @@ import pytest
 from contract.batches import BatchRef, Share
 from contract.errors import CorruptObject, PeerlessError
 from contract.keys import Place, Places
+from contract.local_steps import LocalSteps
 from contract.modelspec import ModelSpec
+from contract.optimizers import Described
 from contract.tasks import (
     PAYLOAD_LIMIT_BYTES,
     Failure,
@@ -22,6 +24,17 @@ from contract.tasks import (
     items_json,
 )
 from statemachines.gradients import DISTRIBUTED_LIMIT, INLINE_LIMIT, PARALLEL_LIMIT
+
+ADAM = Described(
+    name="adam",
+    lr=1e-3,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.0,
+    options={"beta2": 0.95},
+    clip_norm=1.0,
+    clip_value=0.0,
+)
 
 
 def a_task(peers: int = 2, run: str = "r") -> GradientTask:
@@ -35,7 +48,8 @@ def a_task(peers: int = 2, run: str = "r") -> GradientTask:
         model=ModelSpec(name="vgg11", classes=10, channels=3, image_size=32, options={"dropout": 0.5}),
         weights_sha256="ab" * 32,
         loss="nll",
-        optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
+        steps=LocalSteps(optimizer=ADAM, steps=0, epochs=5, batches=(4, 7)),
+        precision="bfloat16",
         codec="fp16",
         seed=2**63 - 1,
         threads=2,

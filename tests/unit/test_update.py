@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from contract import wire
+from contract import training, wire
 from contract.averaging import Remarks
 from contract.codec import codec
 from contract.config import AggregationConfig, OptimizerConfig
@@ -40,21 +40,72 @@ def random_gradient(layout: Layout, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(layout.elements).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam"])
-def test_steps_on_the_flat_vector_equal_steps_on_the_models_own_tensors(
-    name: Literal["sgd", "adam", "adamw", "nadam"],
-) -> None:
-    config = OptimizerConfig(name=name, lr=0.1, momentum=0.9, weight_decay=0.01)
+#: Settings and what torch makes of them by itself.
+OPTIMIZERS: dict[str, tuple[OptimizerConfig, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]] = {
+    "sgd": (
+        OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    ),
+    "sgd with nesterov": (
+        OptimizerConfig(lr=0.1, momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True),
+    ),
+    "sgd with dampening": (
+        OptimizerConfig(lr=0.1, momentum=0.8, options={"dampening": 0.5}),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, dampening=0.5),
+    ),
+    "adam": (
+        OptimizerConfig(name="adam", lr=0.1, weight_decay=0.01),
+        lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
+    ),
+    "adam with options": (
+        OptimizerConfig(name="adam", lr=0.1, options={"beta2": 0.9, "eps": 1e-3, "amsgrad": True}),
+        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.9, 0.9), eps=1e-3, amsgrad=True),
+    ),
+    "adamw": (
+        OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
+    ),
+    "nadam": (
+        OptimizerConfig(name="nadam", lr=0.1, weight_decay=0.01),
+        lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.01),
+    ),
+    "radam": (OptimizerConfig(name="radam", lr=0.1), lambda p: torch.optim.RAdam(p, lr=0.1)),
+    "adamax": (OptimizerConfig(name="adamax", lr=0.1), lambda p: torch.optim.Adamax(p, lr=0.1)),
+    "adagrad": (
+        OptimizerConfig(name="adagrad", lr=0.1, options={"initial_accumulator_value": 0.1}),
+        lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.1),
+    ),
+    "adadelta": (
+        OptimizerConfig(name="adadelta", lr=0.1, options={"rho": 0.8}),
+        lambda p: torch.optim.Adadelta(p, lr=0.1, rho=0.8),
+    ),
+    "rmsprop": (
+        OptimizerConfig(name="rmsprop", lr=0.01, options={"momentum": 0.5, "centered": True}),
+        lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    ),
+    "rprop": (
+        OptimizerConfig(name="rprop", lr=0.01, options={"eta_minus": 0.4, "step_max": 0.02}),
+        lambda p: torch.optim.Rprop(p, lr=0.01, etas=(0.4, 1.2), step_sizes=(1e-6, 0.02)),
+    ),
+    "asgd": (
+        OptimizerConfig(name="asgd", lr=0.1, options={"lambd": 0.01}),
+        lambda p: torch.optim.ASGD(p, lr=0.1, lambd=0.01),
+    ),
+}
+
+
+def test_every_optimizer_is_compared_with_torch() -> None:
+    assert {config.name for config, _ in OPTIMIZERS.values()} == set(training.OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_on_the_flat_vector_equal_steps_on_the_models_own_tensors(name: str) -> None:
+    config, make = OPTIMIZERS[name]
     plain = model()
     layout = Layout.of(plain)
     update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), config)
-    makers = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
-        "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
-        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
-        "nadam": lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.01),
-    }
-    optimizer = makers[name](plain.parameters())
+    optimizer = make(plain.parameters())
     for step in range(4):
         gradients = [random_gradient(layout, 10 * step + rank) for rank in range(3)]
         samples = [5, 2, 1]
@@ -71,6 +122,25 @@ def test_steps_on_the_flat_vector_equal_steps_on_the_models_own_tensors(
         optimizer.step()
     # The mean is accumulated in float32: one rounding per contribution, then four steps of adaptive scaling.
     np.testing.assert_allclose(update.flat, flatten(plain, layout), rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize(("norm", "value"), [(0.5, 0.0), (0.0, 0.2), (0.5, 0.2), (100.0, 0.0)])
+def test_clipping_is_torchs(norm: float, value: float) -> None:
+    """Values first, then the norm of what is left."""
+    plain = model()
+    layout = Layout.of(plain)
+    config = OptimizerConfig(lr=1.0, momentum=0.0, clip_norm=norm, clip_value=value)
+    update = Update(layout, flatten(plain, layout), read_buffers(plain, layout), config)
+    gradient = random_gradient(layout, 5)
+    before, clipped = update.flat, torch.nn.Parameter(torch.zeros(layout.elements))
+    clipped.grad = torch.from_numpy(gradient.copy())
+    if value:
+        torch.nn.utils.clip_grad_value_([clipped], value)
+    if norm:
+        torch.nn.utils.clip_grad_norm_([clipped], norm)
+    update.take(gradient.copy(), update.buffers)
+    np.testing.assert_allclose(before - update.flat, clipped.grad.numpy(), rtol=0, atol=1e-6)
+    assert np.array_equal(clipped.grad.numpy(), gradient) == (norm == 100.0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam"])
