@@ -355,7 +355,7 @@ class TestServices:
         near = LocalGradientService(run.spec, RANK, store=store)
         far = self.on_lambda(run, store, MemoryStepFunctions(store, self.worker(store)))
         for service in (near, far):
-            with pytest.raises(GradientFailed, match="no gradient for batch 2 of rank 0 in round 3: .*000002"):
+            with pytest.raises(GradientFailed, match=r"no gradient for batch 2 of rank 0 in round 3: .*000002"):
                 service.compute(**run.arguments(), steps=steps)
 
     def test_what_diverges_is_told_with_its_batches(self) -> None:
