@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from contract.computing import ComputeConfig as ComputeConfig
 from contract.errors import ConfigError
 from contract.section import Positive, Seconds, Section
 from contract.training import AlgorithmConfig as AlgorithmConfig
@@ -30,10 +31,6 @@ from contract.training import check_algorithm
 
 #: A dotted module and an attribute, for example `mypackage.models:resnet`.
 IMPORTABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-
-#: Memory in MB for which a Lambda function gets one vCPU
-#: (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html).
-MB_PER_VCPU = 1_769
 
 BUILT_IN_MODELS = ("cnn", "mlp", "vgg11", "squeezenet1_1", "mobilenet_v3_small", "fedkeeper_cnn")
 BUILT_IN_SOURCES = ("mnist", "fashion-mnist", "cifar10", "npz", "image-folder")
@@ -68,62 +65,6 @@ class DataConfig(Section):
     """Label shards per peer under `label_shards`."""
     sizes: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Relative partition sizes, one per peer, for example [4, 2, 1, 1]; empty means equal."""
-
-
-class ComputeConfig(Section):
-    """How gradients are computed."""
-
-    service: Literal["lambda", "local"] = "lambda"
-    """`lambda`: Step Functions and Lambda workers. `local`: in the peer's own process (the instance-based baseline)."""
-    state_machine: Literal["auto", "inline_map", "distributed_map", "parallel"] = "auto"
-    """Form of the generated definition; `auto` takes `inline_map` up to 40 batches a round, else `distributed_map`."""
-    concurrency: Annotated[int, Field(ge=0)] = 0
-    """Gradient workers at once per peer's map; 0 leaves it to the service."""
-    batches_per_worker: Positive | Literal["auto"] = 1
-    """Batches per invocation, averaged where they are computed; `auto` makes invocations of about a second from what
-    earlier rounds took, so that runs with the same seed need not end with the same bits."""
-    memory_mb: Annotated[int, Field(ge=128, le=10_240)] = 1_769
-    """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
-    timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120
-    """Time limit of one invocation."""
-    tolerated_failures: int | float = 0
-    """So many failed batches do not fail a peer's round, which then goes on with the others: a count, or a share of the
-    round's batches (0.05: one in twenty). 0 tolerates none. At least one batch must succeed. Lambda workers only."""
-    local_workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes of the local Lambda service; 0 means as many as have `threads` cores each."""
-    threads: Positive = 1
-    """torch threads per worker and per peer; pinned, because the thread count changes the bits of a sum. 0 is replaced
-    by one per vCPU that `memory_mb` buys on Lambda (1,769 MB each)."""
-    channels_last: bool = False
-    """Images with their channels last in memory where gradients are computed: faster for some convolutional models, and
-    other last bits."""
-    gradient_codec: Literal["none", "fp16"] = "none"
-    """Codec of the gradient between worker and peer."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16`: workers compute what torch's autocast lets them with 8 bits of precision, on processors that can;
-    weights, gradients and sums stay float32."""
-
-    @field_validator("tolerated_failures", mode="before")
-    @classmethod
-    def _count_or_share(cls, value: Any) -> Any:
-        if (type(value) is int and value >= 0) or (type(value) is float and 0 < value < 1):
-            return value
-        raise ValueError("must be a whole number of batches, or a share between 0.0 and 1.0")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _threads_of_memory(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or type(values.get("threads")) is not int or values["threads"]:
-            return values
-        memory_mb = values.get("memory_mb", MB_PER_VCPU)
-        return {**values, "threads": max(1, memory_mb // MB_PER_VCPU) if isinstance(memory_mb, int) else 1}
-
-    @field_validator("batches_per_worker", mode="before")
-    @classmethod
-    def _number_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int) and value >= 1):
-            raise ValueError("must be a whole number from 1, or auto")
-        return value
 
 
 class ExchangeConfig(Section):
@@ -339,8 +280,6 @@ class RunConfig(Section):
         _known(self.data.source, BUILT_IN_SOURCES, "data.source")
         if self.data.sizes and len(self.data.sizes) != self.peers:
             raise ValueError(f"data.sizes names {len(self.data.sizes)} partitions, but peers is {self.peers}")
-        if self.compute.state_machine == "parallel" and self.compute.batches_per_worker == "auto":
-            raise ValueError("compute.state_machine = 'parallel' needs a number for compute.batches_per_worker")
         self._check_aggregation()
         self._check_membership()
         check_algorithm(self.algorithm, self.optimizer, self.outer, self.mode, self.compute.state_machine)
@@ -382,11 +321,6 @@ class RunConfig(Section):
     def to_json(self) -> str:
         """The complete configuration as one line of JSON with sorted keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
-
-
-def local_workers(compute: ComputeConfig, cores: int) -> int:
-    """Worker processes of a local Lambda service on a machine of so many cores."""
-    return compute.local_workers or max(1, cores // compute.threads)
 
 
 def _known(value: str, built_in: tuple[str, ...], what: str) -> str:

@@ -117,8 +117,8 @@ def update_frame(
     cold_start: bool,
     weights_fetched: bool,
 ) -> Result:
-    """The same for the update that the task's `steps` with the batches `data`, x (N, …) and y (N, …) each, come to,
-    from the moments `kept` on. Raises what `local_update` raises, naming the first batch."""
+    """The same for the update that the task's `steps` with the batches `data`, x (N, …) as `arranged` and y (N, …)
+    each, come to, from the moments `kept` on. Raises what `local_update` raises, naming the first batch."""
     begun = clock.monotonic()
     with naming(task, task.batch):
         made = local_update(
@@ -127,7 +127,7 @@ def update_frame(
             task.loss,
             weights.flat,
             weights.buffers,
-            [(arranged(x, task.channels_last), y) for x, y in data],
+            data,
             steps,
             seed=task.batch_seed,
             precision=task.precision,

@@ -18,6 +18,7 @@ from contract.ahead import one_ahead
 from contract.batches import BatchRef, Manifest, opened
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
+from contract.gradients import arranged
 from contract.local_steps import LocalSteps
 from contract.optimizers import Moments, decode_moments, encode_moments
 from contract.store import ObjectStore, S3Store
@@ -111,7 +112,8 @@ class GradientWorker:
         for batch in batches:
             blob = self._fetch(task, batch)
             with naming(task, batch):
-                data.append(opened(blob, batch))
+                x, y = opened(blob, batch)
+                data.append((arranged(x, task.channels_last), y))
         return data, kept
 
     def _fetch(self, task: GradientTask, batch: BatchRef) -> bytes:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from contract.batches import BatchRef, Share, divide, share_count
-from contract.config import local_workers
+from contract.computing import local_workers
 from contract.runspec import RunSpec
 
 #: What an invocation should compute for at least, in seconds.

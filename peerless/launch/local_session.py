@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from contract.clock import Clock
-from contract.config import RunConfig, local_workers
+from contract.computing import local_workers
+from contract.config import RunConfig
 from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
 from contract.joining import Joined, joined_ranks

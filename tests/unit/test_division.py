@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.batches import BatchRef, Share, divide, share_count
-from contract.config import RunConfig, local_workers, with_overrides
+from contract.computing import local_workers
+from contract.config import RunConfig, with_overrides
 from contract.errors import ConfigError
 from peer_agent.compute.division import MOST_BATCHES, ROUNDS, Division, lanes
 from peerless.launch.workload import invocations_per_round
@@ -143,5 +144,5 @@ def test_a_number_that_cannot_be_is_refused(setting: str) -> None:
 
 def test_parallel_needs_a_number() -> None:
     overrides = ["compute.batches_per_worker=auto", "compute.state_machine=parallel"]
-    with pytest.raises(ConfigError, match=r"needs a number for compute\.batches_per_worker"):
+    with pytest.raises(ConfigError, match="compute: state_machine = 'parallel' needs a number for batches_per_worker"):
         with_overrides({}, overrides, "configuration")
