@@ -12,7 +12,7 @@ import pytest
 
 from contract import models
 from contract.algorithms import local_steps
-from contract.batches import decode_batch
+from contract.batches import decode_batch, share_count
 from contract.clock import SystemClock
 from contract.config import AlgorithmConfig, RunConfig
 from contract.env import WorkerEnv
@@ -282,25 +282,38 @@ class TestServices:
         )
 
     @pytest.mark.parametrize("mode", ["inline_map", "distributed_map"])
-    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"precision": "bfloat16"},
+            {"precision": "bfloat16", "batches_per_worker": 2},
+            {"channels_last": True},
+        ],
+        ids=str,
+    )
     def test_one_invocation_takes_all_batches_and_local_gives_the_same_bits(
-        self, mode: str, precision: str, monkeypatch: pytest.MonkeyPatch
+        self, mode: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("contract.precision.has_bfloat16", lambda: True)
         store = MemoryStore()
-        run = prepare(store, "mobilenet_v3_small", machine=MACHINE, state_machine=mode, precision=precision)
+        run = prepare(store, "mobilenet_v3_small", machine=MACHINE, state_machine=mode, **settings)
         client = MemoryStepFunctions(store, self.worker(store))
         steps = local_steps(configuration(), LR)
         service = self.on_lambda(run, store, client)
         far = service.compute(**run.arguments(), steps=steps)
-        near = LocalGradientService(run.spec, RANK, store=store).compute(**run.arguments(), steps=steps)
+        here = LocalGradientService(run.spec, RANK, store=store)
+        near = here.compute(**run.arguments(), steps=steps)
+        assert far.work is not None
+        assert far.work.batches_per_worker == len(COUNTS)
         assert (far.invocations, far.executions, far.samples) == (1, 1, sum(COUNTS))
         assert far.gradient.tobytes() == near.gradient.tobytes()
         assert far.loss == near.loss
         assert all(far.buffers[name].tobytes() == near.buffers[name].tobytes() for name in run.buffers)
         assert not [key for _, key in store.objects if "/gradients/" in key or "/items/" in key]
         plain = service.compute(**run.arguments())
-        assert plain.invocations == len(COUNTS)
+        assert plain.invocations == share_count(len(COUNTS), settings.get("batches_per_worker", 1))
+        assert plain.gradient.tobytes() == here.compute(**run.arguments()).gradient.tobytes()
         assert np.linalg.norm(plain.gradient - far.gradient) > 0.1 * np.linalg.norm(far.gradient)
 
     def test_moments_are_kept_alike(self) -> None:
