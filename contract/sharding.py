@@ -186,7 +186,7 @@ class Sharding:
                 at += length
         return tuple(found)
 
-    def cut(self, frame: wire.Frame) -> list[bytes]:
+    def in_pieces(self, frame: wire.Frame) -> list[bytes]:
         """The pieces of a contribution that `fits`."""
         parts = list(zip(self._payloads(frame.payload), self._buffers(frame.buffers), strict=True))
         return [b"".join(itertools.chain(*(parts[shard] for shard in shards))) for shards in self.pieces]

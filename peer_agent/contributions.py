@@ -125,7 +125,7 @@ class Contributions:
             self._pieces.put(frame, self._sharding(header), self._me, members)
         stored = self._packing.pack(frame) if header.table is None else wire.header_part(frame)
         if self._store.create(place, stored) is None:
-            earlier = self._whole(self._store.get(place), header)
+            earlier = self._whole(place, header)
             found = self._open(earlier).header
             if (found.round, found.rank, found.base_weights) != (header.round, header.rank, header.base_weights):
                 raise Superseded(f"{place} holds a contribution that this process did not make")
@@ -280,18 +280,18 @@ class Contributions:
         """What S3 holds as the contribution that a header names, or None where it does not hold all of it."""
         place = self.place(header.round, MemberRef(rank=header.rank, incarnation=header.incarnation))
         try:
-            return self._whole(self._store.get(place, self._packing.room(self._most)), header)
+            return self._whole(place, header)
         except (ObjectMissing, CorruptObject):
             return None
 
-    def _whole(self, stored: bytes, like: FrameHeader) -> bytes:
-        """The whole frame of what lies in a contribution's place, with the pieces of one that is cut as `like` is.
+    def _whole(self, place: Place, like: FrameHeader) -> bytes:
+        """The whole frame of the contribution in `place`, with the pieces of one that is cut as `like` is.
 
         Raises ObjectMissing, CorruptObject.
         """
-        if like.table is not None:
-            return self._pieces.whole(stored, self._sharding(like))
-        return self._packing.unpack(stored, self._most)
+        if like.table is None:
+            return self._get(place)
+        return self._pieces.whole(self._store.get(place, MAX_HEADER_BYTES), self._sharding(like))
 
     def _get(self, place: Place) -> bytes:
         """A contribution that is not cut. Raises ObjectMissing, CorruptObject."""

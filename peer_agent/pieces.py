@@ -43,7 +43,7 @@ class Pieces:
         because nobody waits for it.
         """
         decoded = wire.decode(frame, expected_elements=None, expected_buffers_bytes=None, checked=True)
-        round, pieces = decoded.header.round, sharding.cut(decoded)
+        round, pieces = decoded.header.round, sharding.in_pieces(decoded)
         own = list(members).index(me) if me in members[: sharding.shards] else None
         last = 0 if own is None else sharding.extents[own][0]
         order = [(last + step) % len(pieces) for step in range(1, len(pieces) + 1)]
@@ -79,8 +79,10 @@ class Pieces:
         return _open(self._read(header.round, member, shard, sharding), entry)
 
     def whole(self, leading: bytes, sharding: Sharding) -> bytes:
-        """The whole frame of a contribution, unchecked; `leading` is what S3 holds of it in one object. Raises
-        ObjectMissing; CorruptObject where `leading` is no leading part of a contribution cut like this."""
+        """The whole frame of a contribution of which S3 holds `leading` under its name; the pieces are unchecked.
+
+        Raises ObjectMissing; CorruptObject where `leading` is no leading part of a contribution cut like this.
+        """
         header = wire.verify_header(leading)
         if not sharding.fits(header):
             raise CorruptObject(f"the contribution of rank {header.rank} to round {header.round} is cut otherwise")
@@ -90,8 +92,6 @@ class Pieces:
         )
         lengths = [sum(sharding.extents[shard][2] for shard in shards) for shards in sharding.pieces]
         pieces = [self._get(p, most) for p, most in zip(places, lengths, strict=True)]
-        for (piece, at, length), entry in zip(sharding.extents, header.table or (), strict=True):
-            _open(pieces[piece][at : at + length], entry)
         return sharding.whole(leading, pieces)
 
     def _look(self, round: int, member: MemberRef, shard: int, sharding: Sharding) -> None:

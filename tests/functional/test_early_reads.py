@@ -101,8 +101,11 @@ def test_a_contribution_is_whole_again_from_its_parts_or_refused(large: ShardRou
         pieces.whole(leading, large.peers[0].sharding(3))
     place = large.spec.places.piece(ROUND, 2, 0, 1)
     store.put(place, store.get(place)[:-1] + b"\0")
-    with pytest.raises(CorruptObject):
-        pieces.whole(leading, sharding)
+    with pytest.raises(CorruptObject, match="does not match its frame's table"):
+        wire.decode(pieces.whole(leading, sharding), expected_elements=None, expected_buffers_bytes=None)
+    store.put(place, store.get(place)[:-1])
+    with pytest.raises(CorruptObject, match="bytes, but has"):
+        wire.decode(pieces.whole(leading, sharding), expected_elements=None, expected_buffers_bytes=None)
     store.delete([place])
     with pytest.raises(ObjectMissing):
         pieces.whole(leading, sharding)

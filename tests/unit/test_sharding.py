@@ -221,7 +221,7 @@ def test_a_contribution_is_its_leading_part_and_its_pieces(elements: int, shards
         bytes(range(256)) * (sum(buffers) // 256) + bytes(sum(buffers) % 256),
     )
     decoded = wire.decode(frame, expected_elements=elements, expected_buffers_bytes=sum(buffers))
-    pieces = cut.cut(decoded)
+    pieces = cut.in_pieces(decoded)
     assert cut.whole(wire.header_part(frame), pieces) == frame
     assert [shard for piece in cut.pieces for shard in piece] == list(range(shards)), "each shard once, in order"
     assert len(pieces) == len(cut.pieces) <= min(shards, MAX_PIECES)
