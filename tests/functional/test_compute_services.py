@@ -107,6 +107,20 @@ class TestOneGradient:
         assert np.abs(found.gradient - gradient).max() > 0
         assert found.bytes_in < 0.6 * len(COUNTS) * 4 * run.layout.elements
 
+    @pytest.mark.parametrize(("name", "bound", "share"), [("qsgd8", 0.03, 0.3), ("qsgd4", 0.5, 0.2)])
+    def test_qsgd_between_worker_and_peer_is_unbiased(
+        self, store: MemoryStore, name: str, bound: float, share: float
+    ) -> None:
+        run = prepare(store, WITHOUT_NORM, machine=MACHINE, gradient_codec=name)
+        service = on_lambda(run, store)
+        gradient, _, _ = run.torch_gradient()
+        size = np.linalg.norm(gradient)
+        found = [service.compute(**run.arguments() | {"seed": seed}) for seed in range(16)]
+        assert all(0 < np.linalg.norm(each.gradient - gradient) < bound * size for each in found)
+        mean = np.mean([each.gradient for each in found], axis=0)
+        assert np.linalg.norm(mean - gradient) < 0.4 * np.linalg.norm(found[0].gradient - gradient)  # 1/4 is expected
+        assert found[0].bytes_in < share * len(COUNTS) * 4 * run.layout.elements + 3 * 1_000
+
 
 class TestStepFunctions:
     @pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel"])

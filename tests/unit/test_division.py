@@ -44,8 +44,8 @@ def test_a_share_of_one_is_its_batch() -> None:
         Share(())
 
 
-def auto(seconds: list[float], lanes: int | None = None) -> Division:
-    division = Division("auto", lanes=lanes)
+def auto(seconds: list[float], lanes: int | None = None, result_bytes: int = 0) -> Division:
+    division = Division("auto", result_bytes=result_bytes, lanes=lanes)
     for each in seconds:
         division.measured([each])
     return division
@@ -72,6 +72,12 @@ def test_auto_gives_a_second_of_work_and_keeps_all_workers_busy(
     assert sizes(auto(seconds, lanes).divide(batches(count))) == expected
 
 
+@pytest.mark.parametrize(("megabytes", "expected"), [(1, [2] * 8), (10, [2] * 8), (37, [8, 8]), (400, [16])])
+def test_auto_gives_more_work_for_a_gradient_that_travels_for_long(megabytes: int, expected: list[int]) -> None:
+    division = auto([0.5], result_bytes=megabytes * 1_000_000)
+    assert sizes(division.divide(batches(16))) == expected
+
+
 def test_auto_follows_the_median_of_the_last_rounds() -> None:
     division = auto([9.0] * ROUNDS)
     for _ in range(ROUNDS):
@@ -82,7 +88,7 @@ def test_auto_follows_the_median_of_the_last_rounds() -> None:
 
 
 def test_a_fixed_number_does_not_follow_anything() -> None:
-    division = Division(4, lanes=2)
+    division = Division(4, result_bytes=0, lanes=2)
     division.measured([0.001])
     assert sizes(division.divide(batches(9))) == [3, 3, 3]
 
