@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from contract.batches import BatchRef, encode_batch
 from contract.clock import SystemClock
 from contract.config import RunConfig
-from contract.keys import Place
+from contract.keys import Places
 from contract.models import initial_weights
 from contract.modelspec import ModelSpec
 from contract.runspec import RunSpec, ValidationSet, rounds_per_epoch
@@ -24,6 +24,7 @@ from contract.tensors import Buffers, Layout, encode_weights, flatten, read_buff
 from infra.local.cloud import LocalCloud
 from peer_agent.compute import StepFunctionsGradientService
 from peer_agent.ports import RoundGradient
+from peerless.data import LOCAL_OBJECT_BYTES
 from peerless.launch.resources import HANDLER, create_machine, machine_order, places_for
 from statemachines import choose_mode
 
@@ -85,15 +86,7 @@ def lone_service(
     store.put(
         places.weights(sha256), encode_weights(layout, flat, buffers, run=name, round=0, rank=RANK, incarnation=0)
     )
-    refs, whole, place = [], bytearray(), Place(places.peer_buckets[RANK], "batches")
-    for index, (x, y) in enumerate(data):
-        blob = encode_batch(x, y)
-        digest = hashlib.sha256(blob).hexdigest()
-        refs.append(
-            BatchRef(index=index, key=place.key, samples=len(y), sha256=digest, offset=len(whole), length=len(blob))
-        )
-        whole += blob
-    store.put(place, whole)
+    refs = _put_batches(store, places, data)
     arn = cloud.register_function(
         name, handler=HANDLER, workers=workers, timeout_seconds=_LIMIT_SECONDS, memory_mb=_MEMORY_MB, env={}
     )
@@ -116,9 +109,27 @@ def lone_service(
     )
     try:
         cloud.wait_function(name, _READY_SECONDS)
-        yield Lone(service, spec, built, layout, flat, buffers, tuple(refs), store)
+        yield Lone(service, spec, built, layout, flat, buffers, refs, store)
     finally:
         service.close()
         states.delete_state_machine(stateMachineArn=machine)
         cloud.remove_function(name)
         store.close()
+
+
+def _put_batches(store: S3Store, places: Places, data: Sequence[tuple[Tensor, Tensor]]) -> tuple[BatchRef, ...]:
+    """Put the batches together as a launch does (peerless/data/upload.py)."""
+    refs: list[BatchRef] = []
+    place, content = places.batch(RANK, 0), bytearray()
+    for index, (x, y) in enumerate(data):
+        blob = encode_batch(x, y)
+        if content and len(content) + len(blob) > LOCAL_OBJECT_BYTES:
+            store.put(place, content)
+            place, content = places.batch(RANK, index), bytearray()
+        digest = hashlib.sha256(blob).hexdigest()
+        refs.append(
+            BatchRef(index=index, key=place.key, samples=len(y), sha256=digest, offset=len(content), length=len(blob))
+        )
+        content += blob
+    store.put(place, content)
+    return tuple(refs)

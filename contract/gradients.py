@@ -18,7 +18,7 @@ from contract.averaging import BufferMean, SampleCount
 from contract.errors import ModelError, NonFiniteGradient
 from contract.objective import forward, refusal
 from contract.precision import autocast
-from contract.tensors import Buffers, Layout, load, not_finite, read_buffers
+from contract.tensors import Buffers, Layout, load, not_finite, parameters_of, read_buffers
 
 ADVICE = "a smaller optimizer.lr or standardised data may help"
 
@@ -45,6 +45,10 @@ class BatchGradient:
     """The loss's mean over the samples, before any update."""
 
 
+class ParametersChanged(Exception):
+    """A forward pass changed parameters of a model that was to hold them."""
+
+
 class GradientMean:
     """Sample-weighted mean over batches that all start from the same weights, added up in the order of `add`.
 
@@ -57,7 +61,7 @@ class GradientMean:
         model: nn.Module,
         layout: Layout,
         loss_name: str,
-        flat: NDArray[np.float32],
+        flat: NDArray[np.float32] | None,
         buffers: Buffers,
         samples: int,
         *,
@@ -65,17 +69,23 @@ class GradientMean:
     ) -> None:
         """At weights `flat` (n,) and `buffers`, over `samples` samples in all. Raises CorruptObject for none.
 
+        Without `flat` the model's own parameters are the weights, which are then nowhere else in memory: no batch may
+        change them, and one that does is told.
+
         `precision` is that of the forward pass (contract/precision.py); weights and gradients are float32 in any case.
         """
         self._model, self._layout, self._loss_name, self._precision = model, layout, loss_name, precision
         self._flat, self._base = flat, buffers
+        self._parameters = parameters_of(model, layout)
+        self._held = self._sums() if flat is None else ()
         self._count = SampleCount(samples)
         self._buffers = BufferMean(layout, samples)
         self._gradient: NDArray[np.float32] | None = None
         self._loss = 0.0
 
     def add(self, x: Tensor, y: Tensor, *, seed: int) -> None:
-        """Load the weights into the model and add the gradient on the batch x (N, …), y (N, …).
+        """Load the weights into the model (of those that it holds the buffers) and add the gradient on the batch x (N,
+        …), y (N, …).
 
         The model trains (train mode); its dropout draws from torch's CPU generator, seeded with `seed` for this call
         and restored afterwards. What is added depends on nothing that the model held before, except non-persistent
@@ -84,7 +94,8 @@ class GradientMean:
         Raises NonFiniteGradient when loss or gradient holds NaN or infinity, ModelError when the model refuses the
         batch (among others, BatchNorm with one value per channel) or its loss has no gradient, WeightsMismatch when
         weights and model do not fit, MemoryError when torch runs out of memory, CorruptObject for more samples than
-        announced, ConfigError for a precision that this processor lacks. After an error the mean is of no use.
+        announced, ConfigError for a precision that this processor lacks, and ParametersChanged. After an error the mean
+        is of no use, and a model that held the weights holds them no more.
         """
         samples, model = len(y), self._model
         if samples == 0 or len(x) != samples:
@@ -92,7 +103,7 @@ class GradientMean:
         self._count.take(samples)
         load(model, self._layout, self._flat, self._base)
         model.train()
-        model.zero_grad(set_to_none=True)
+        self._forget_gradients()
         try:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 torch.default_generator.manual_seed(seed)
@@ -106,7 +117,9 @@ class GradientMean:
                 backward(loss, x, y)
             total = self._take(samples / self._count.total)
         finally:
-            model.zero_grad(set_to_none=True)
+            self._forget_gradients()
+        if self._flat is None and self._sums() != self._held:
+            raise ParametersChanged
         if (name := not_finite(self._layout, total)) is not None:
             raise NonFiniteGradient(f"the gradient of {name} holds NaN or infinity; {ADVICE}")
         self._buffers.add(read_buffers(model, self._layout), samples)
@@ -123,9 +136,8 @@ class GradientMean:
         first = self._gradient is None
         if self._gradient is None:
             self._gradient = np.empty(self._layout.elements, np.float32)
-        parameters = dict(self._model.named_parameters())
         for entry, view in self._layout.views(self._gradient):
-            parameter, total = parameters[entry.name], torch.from_numpy(view)
+            parameter, total = self._parameters[entry.name], torch.from_numpy(view)
             if parameter.grad is None:
                 if first:
                     total.zero_()
@@ -139,6 +151,15 @@ class GradientMean:
                 torch.mul(gradient, weight, out=total)
             parameter.grad = None  # so that two whole gradients are never in memory
         return self._gradient
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def _sums(self) -> tuple[int, ...]:
+        """What tells changed parameters from equal ones, at less cost than a copy: sums of their bits as integers."""
+        values = (parameter.detach().numpy().view(np.uint32) for parameter in self._parameters.values())
+        return tuple(int(bits.sum(dtype=np.uint32)) for bits in values)
 
 
 def batch_gradient(

@@ -141,7 +141,7 @@ class Layout:
 def flatten(model: nn.Module, layout: Layout) -> NDArray[np.float32]:
     """The parameters as one new vector (n,), float32. Raises WeightsMismatch if the model has another layout."""
     flat = np.empty(layout.elements, np.float32)
-    parameters = _parameters(model, layout)
+    parameters = parameters_of(model, layout)
     for entry, view in layout.views(flat):
         np.copyto(view, parameters[entry.name].detach().numpy())
     return flat
@@ -153,7 +153,7 @@ def flat_gradient(model: nn.Module, layout: Layout) -> NDArray[np.float32]:
     Raises WeightsMismatch if the model has another layout.
     """
     flat = np.empty(layout.elements, np.float32)
-    parameters = _parameters(model, layout)
+    parameters = parameters_of(model, layout)
     for entry, view in layout.views(flat):
         gradient = parameters[entry.name].grad
         if gradient is None:
@@ -169,15 +169,15 @@ def read_buffers(model: nn.Module, layout: Layout) -> Buffers:
     return {entry.name: tensors[entry.name].detach().numpy().copy() for entry in layout.buffers}
 
 
-def load(model: nn.Module, layout: Layout, flat: NDArray[np.float32], buffers: Buffers) -> None:
-    """Copy `flat` (n,) float32 and `buffers` into the model's own tensors; nothing is reallocated, so optimizers and
-    tied parameters keep pointing at them.
+def load(model: nn.Module, layout: Layout, flat: NDArray[np.float32] | None, buffers: Buffers) -> None:
+    """Copy `flat` (n,) float32, where it is given, and `buffers` into the model's own tensors; nothing is reallocated,
+    so optimizers and tied parameters keep pointing at them.
 
     Raises WeightsMismatch, before anything is changed, if the values or the model have another layout.
     """
     check_values(layout, flat, buffers)
-    parameters, tensors = _parameters(model, layout), _buffers(model, layout)
-    for entry, view in layout.views(flat):
+    parameters, tensors = parameters_of(model, layout), _buffers(model, layout)
+    for entry, view in () if flat is None else layout.views(flat):
         np.copyto(parameters[entry.name].detach().numpy(), view)
     for entry in layout.buffers:
         np.copyto(tensors[entry.name].detach().numpy(), buffers[entry.name])
@@ -284,8 +284,10 @@ def encode_weights(
     return wire.encode(header, payload, packed)
 
 
-def decode_weights(layout: Layout, blob: bytes | memoryview, expected_hash: str) -> tuple[NDArray[np.float32], Buffers]:
-    """The flat vector (n,) and the buffers of a weights frame.
+def decode_weights(
+    layout: Layout, blob: bytes | memoryview, expected_hash: str, *, copy: bool = True
+) -> tuple[NDArray[np.float32], Buffers]:
+    """The flat vector (n,) and the buffers of a weights frame; without `copy` the vector is a view of `blob`.
 
     Raises CorruptObject when the frame is damaged, WeightsMismatch when it holds other weights than those named
     `expected_hash`, or weights of another model.
@@ -298,13 +300,18 @@ def decode_weights(layout: Layout, blob: bytes | memoryview, expected_hash: str)
             f"the weights have {header.elements} parameters and {header.buffers_bytes} bytes of buffers, "
             f"but the model has {layout.elements} and {layout.buffers_bytes}"
         )
-    frame = wire.decode(blob, expected_elements=layout.elements, expected_buffers_bytes=layout.buffers_bytes)
-    flat = codec("none").decode(frame.payload, layout.elements)
+    # The name that they must have says more than the frame's digest, which is as long to compute.
+    frame = wire.decode(
+        blob, expected_elements=layout.elements, expected_buffers_bytes=layout.buffers_bytes, checked=True
+    )
+    codec("none").check(frame.payload, layout.elements)
+    flat = np.frombuffer(frame.payload, "<f4")
     buffers = unpack_buffers(layout, frame.buffers)
     found = weights_hash(layout, flat, buffers)
     if found != expected_hash:
+        wire.decode(blob, expected_elements=None, expected_buffers_bytes=None)  # raises for a damaged frame
         raise WeightsMismatch(f"the weights are {found[:12]}…, but {expected_hash[:12]}… were asked for")
-    return flat, buffers
+    return flat.astype(np.float32, copy=copy), buffers
 
 
 def to_safetensors(layout: Layout, flat: NDArray[np.float32], buffers: Buffers) -> bytes:
@@ -372,11 +379,12 @@ def _all_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    kept = model.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    buffers = dict(model.named_buffers())
+    kept = model.state_dict(keep_vars=True).keys() if buffers else ()
+    return {name: buffer for name, buffer in buffers.items() if name in kept}
 
 
-def _parameters(model: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
+def parameters_of(model: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = dict(model.named_parameters())
     _check_model(layout.parameters, found, "parameter")
     return found

@@ -114,8 +114,8 @@ def decode(
     """Check a whole frame and give views of its parts; nothing is copied.
 
     `expected_elements` and `expected_buffers_bytes` are what the receiver's model wants, None where any will do;
-    `digest` is the announced one. `checked`: these bytes have been decoded before and never left this process's memory,
-    so their digest need not be computed again. Raises CorruptObject.
+    `digest` is the announced one. `checked`: the digest need not be computed, as these bytes have been decoded before
+    and never left this process's memory, or another digest of what they hold is looked at. Raises CorruptObject.
     """
     view = memoryview(blob).cast("B")
     header, header_bytes = parse(view)

@@ -19,21 +19,17 @@ from contract.gradients import BatchGradient, GradientMean, arranged
 from contract.local_steps import LocalSteps, local_update
 from contract.optimizers import Moments
 from contract.tasks import GradientTask
-from contract.tensors import Buffers, Layout, pack_buffers
+from contract.tensors import Buffers, Layout, flatten, pack_buffers
 from contract.wire import Blob, FrameHeader, Kind, decode_header, encode
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as a worker keeps them: flat (n,) float32, and buffers."""
+    """Weights as a worker keeps them."""
 
-    flat: NDArray[np.float32]
+    flat: NDArray[np.float32] | None
+    """(n,) float32; None where the model's own parameters are the only copy."""
     buffers: Buffers
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of both, in bytes."""
-        return self.flat.nbytes + sum(value.nbytes for value in self.buffers.values())
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,9 @@ def gradient_frame(
 ) -> Result:
     """Mean gradient of the task's `batches` (each with its file's bytes) at `weights`, encoded with the task's codec.
 
-    Equal tasks give equal payloads and buffers; what the worker measured on the way (the other arguments say it, or
-    how to) differs. Raises CorruptObject when a batch isn't the one that the task names, and whatever
-    `GradientMean.add` raises, naming the batch.
+    Without `weights.flat` the model holds the weights. Equal tasks give equal payloads and buffers; what the worker
+    measured on the way (the other arguments say it, or how to) differs. Raises CorruptObject when a batch isn't the one
+    that the task names, and whatever `GradientMean.add` raises, naming the batch.
     """
     mean = GradientMean(
         model,
@@ -125,7 +121,7 @@ def update_frame(
             model,
             layout,
             task.loss,
-            weights.flat,
+            flatten(model, layout) if weights.flat is None else weights.flat,
             weights.buffers,
             data,
             steps,

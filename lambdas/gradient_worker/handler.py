@@ -18,13 +18,13 @@ from contract.ahead import one_ahead
 from contract.batches import BatchRef, Manifest, opened
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
-from contract.gradients import arranged
+from contract.gradients import ParametersChanged, arranged
 from contract.local_steps import LocalSteps
 from contract.optimizers import Moments, decode_moments, encode_moments
 from contract.store import ObjectStore, S3Store
 from contract.tasks import GradientAnswer, GradientTask
-from lambdas.gradient_worker.gradient import Result, gradient_frame, naming, update_frame
-from lambdas.gradient_worker.warm import Warm
+from lambdas.gradient_worker.gradient import Result, Weights, gradient_frame, naming, update_frame
+from lambdas.gradient_worker.warm import Kept, Warm
 
 
 class GradientWorker:
@@ -62,14 +62,32 @@ class GradientWorker:
         fetches = self._warm.fetches
         with naming(task, task.batch):
             self._warm.require_code(task.code_digest)
-            model, layout = self._warm.model(task.model, task.channels_last)
-            weights = self._warm.weights(task, layout)
-        fetched = self._warm.fetches > fetches
+            kept = self._warm.model(task.model, task.channels_last)
+        while True:
+            with naming(task, task.batch):
+                weights = self._warm.weights(task, kept)
+            try:
+                result = self._result(task, kept, weights, cold, fetched=self._warm.fetches > fetches)
+                break
+            except ParametersChanged:
+                kept.name, kept.apart = "", True
+            except BaseException:
+                kept.name = ""  # nobody knows what the model holds now
+                raise
+        with naming(task, task.batch):
+            if task.steps is not None and task.steps.leaves is not None:
+                # Before the update, which says that all is done.
+                self._store.put(task.steps.leaves, encode_moments(result.moments))
+            self._store.put(task.output, result.frame)
+        return result
+
+    def _result(self, task: GradientTask, kept: Kept, weights: Weights, cold: bool, fetched: bool) -> Result:
+        """Raises ParametersChanged where the model can't hold its weights."""
         if task.steps is None:
-            result = gradient_frame(
+            return gradient_frame(
                 task,
-                model,
-                layout,
+                kept.model,
+                kept.layout,
                 weights,
                 one_ahead(lambda batch: self._fetch(task, batch), task.batches),
                 clock=self._clock,
@@ -77,27 +95,20 @@ class GradientWorker:
                 cold_start=cold,
                 weights_fetched=fetched,
             )
-        else:
-            data, kept = self._to_step_with(task, task.steps)
-            result = update_frame(
-                task,
-                task.steps,
-                model,
-                layout,
-                weights,
-                data,
-                kept,
-                clock=self._clock,
-                peak_bytes=_peak_bytes,
-                cold_start=cold,
-                weights_fetched=fetched,
-            )
-        with naming(task, task.batch):
-            if task.steps is not None and task.steps.leaves is not None:
-                # Before the update, which says that all is done.
-                self._store.put(task.steps.leaves, encode_moments(result.moments))
-            self._store.put(task.output, result.frame)
-        return result
+        data, moments = self._to_step_with(task, task.steps)
+        return update_frame(
+            task,
+            task.steps,
+            kept.model,
+            kept.layout,
+            weights,
+            data,
+            moments,
+            clock=self._clock,
+            peak_bytes=_peak_bytes,
+            cold_start=cold,
+            weights_fetched=fetched,
+        )
 
     def _to_step_with(
         self, task: GradientTask, steps: LocalSteps

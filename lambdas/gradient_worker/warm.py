@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from contract.code import code_digest
@@ -14,26 +17,43 @@ from contract.errors import CodeError, CorruptObject, WeightsMismatch
 from contract.models import build
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, ModelSpec
-from contract.tensors import Layout, decode_weights
+from contract.tensors import Buffers, Layout, decode_weights, flatten, load
 from lambdas.gradient_worker.gradient import Weights
 from lambdas.gradient_worker.shared import SharedFiles
 
-#: Weights kept beside the latest ones: peers in asynchronous mode hold different ones and share workers.
+#: Bytes of weights up to which others than the latest are kept: peers in asynchronous mode hold different ones and
+#: share workers.
 WEIGHTS_BYTES = 128 * 2**20
 #: Models kept built; a function serves one run, hence nearly always one model.
 MODELS = 2
 
 
+@dataclass
+class Kept:
+    """A built model, and the weights that it holds: their name (empty: none that are known), and their buffers."""
+
+    model: nn.Module
+    layout: Layout
+    name: str = ""
+    buffers: Buffers = field(default_factory=dict)
+    apart: bool = False
+    """Whether its weights are kept beside it, because its forward pass changes its parameters."""
+
+
 class Warm:
-    """Caches of one process; used by one invocation at a time."""
+    """Caches of one process; used by one invocation at a time.
+
+    A model's parameters are the one copy of the weights that it was last used with. Other weights wait as flat vectors,
+    as far as WEIGHTS_BYTES goes, and change places with them.
+    """
 
     def __init__(self, store: ObjectStore, code_dir: Path | None, shared_dir: Path | None = None) -> None:
         self._store = store
         self._shared = SharedFiles(shared_dir) if shared_dir is not None else None
         self._code_dir = code_dir
         self._code_digest: str | None = None
-        self._models: OrderedDict[tuple[ModelSpec, bool], tuple[nn.Module, Layout]] = OrderedDict()
-        self._weights: OrderedDict[str, Weights] = OrderedDict()
+        self._models: OrderedDict[tuple[ModelSpec, bool], Kept] = OrderedDict()
+        self._waiting: OrderedDict[str, tuple[NDArray[np.float32], Buffers]] = OrderedDict()
         self.fetches = 0
         """How often weights came from S3."""
 
@@ -49,8 +69,8 @@ class Warm:
                 f"{_short(digest)}; deploy the code again, or start a new run"
             )
 
-    def model(self, spec: ModelSpec, channels_last: bool) -> tuple[nn.Module, Layout]:
-        """The model of `spec`, arranged so; its values are whatever the last invocation left. Raises ModelError."""
+    def model(self, spec: ModelSpec, channels_last: bool) -> Kept:
+        """The model of `spec`, arranged so. Raises ModelError."""
         key = spec, channels_last
         if key in self._models:
             self._models.move_to_end(key)
@@ -58,27 +78,42 @@ class Warm:
             model = build(spec)
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._models[key] = model, Layout.of(model)
+            self._models[key] = Kept(model, Layout.of(model))
             if len(self._models) > MODELS:
                 self._models.popitem(last=False)
         return self._models[key]
 
-    def weights(self, task: GradientTask, layout: Layout) -> Weights:
-        """The weights that the task names, fetched once per process and version, and checked against their hash.
+    def weights(self, task: GradientTask, kept: Kept) -> Weights:
+        """The weights that the task names, in the model unless they are `apart`; fetched once per process and version,
+        and checked against their hash.
 
         Raises ObjectMissing, CorruptObject or WeightsMismatch.
         """
         name = task.weights_sha256
-        if name in self._weights:
-            self._weights.move_to_end(name)
-        else:
-            self._weights[name] = self._read_weights(task, layout)
-            kept = sum(weights.nbytes for weights in self._weights.values())
-            while len(self._weights) > 1 and kept > WEIGHTS_BYTES:
-                kept -= self._weights.popitem(last=False)[1].nbytes
-        return self._weights[name]
+        if kept.apart:
+            if name not in self._waiting:
+                self._wait(name, *self._read(task, kept.layout, copy=True))
+            self._waiting.move_to_end(name)
+            return Weights(*self._waiting[name])
+        if kept.name != name:
+            found = self._waiting.pop(name, None) or self._read(task, kept.layout, copy=False)
+            before = kept.name, kept.buffers
+            kept.name = ""
+            flat, buffers = found
+            if before[0] and 2 * flat.nbytes <= WEIGHTS_BYTES:
+                self._wait(before[0], flatten(kept.model, kept.layout), before[1], beside=flat.nbytes)
+            load(kept.model, kept.layout, flat, buffers)
+            kept.name, kept.buffers = name, buffers
+        return Weights(None, kept.buffers)
 
-    def _read_weights(self, task: GradientTask, layout: Layout) -> Weights:
+    def _wait(self, name: str, flat: NDArray[np.float32], buffers: Buffers, beside: int = 0) -> None:
+        """Keep weights, and as many of those before as there is room for with so many bytes `beside` them."""
+        self._waiting[name] = flat, buffers
+        held = beside + sum(values.nbytes for values, _ in self._waiting.values())
+        while len(self._waiting) > 1 and held > WEIGHTS_BYTES:
+            held -= self._waiting.popitem(last=False)[1][0].nbytes
+
+    def _read(self, task: GradientTask, layout: Layout, *, copy: bool) -> tuple[NDArray[np.float32], Buffers]:
         """From the machine's files, else from S3. What other processes left there is checked as if it came from S3."""
         name = task.weights_sha256
 
@@ -87,15 +122,15 @@ class Warm:
             return self._store.get(task.weights)
 
         if self._shared is None:
-            return Weights(*decode_weights(layout, fetch(), name))
+            return decode_weights(layout, fetch(), name, copy=copy)
         blob, fetched = self._shared.read(name, fetch)
         try:
-            return Weights(*decode_weights(layout, blob, name))
+            return decode_weights(layout, blob, name, copy=copy)
         except (CorruptObject, WeightsMismatch):
             self._shared.forget(name)
             if fetched:
                 raise
-        return Weights(*decode_weights(layout, fetch(), name))
+        return decode_weights(layout, fetch(), name, copy=copy)
 
 
 def _short(digest: str) -> str:

@@ -6,9 +6,11 @@ from peerless.data.npz import to_npz
 from peerless.data.prepared import Prepared, prepare
 from peerless.data.sources import load
 from peerless.data.torch_dataset import from_torch_dataset
-from peerless.data.upload import UploadResult, upload, upload_partition
+from peerless.data.upload import LOCAL_OBJECT_BYTES, OBJECT_BYTES, UploadResult, upload, upload_partition
 
 __all__ = [
+    "LOCAL_OBJECT_BYTES",
+    "OBJECT_BYTES",
     "Dataset",
     "Prepared",
     "Preprocessing",

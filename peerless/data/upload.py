@@ -22,6 +22,8 @@ from peerless.data.prepared import Prepared
 
 #: Batches are put together up to this size; a larger batch has an object to itself.
 OBJECT_BYTES = 8 << 20
+#: The same on a local AWS, which reads a whole object for every range of it and charges nothing for a PUT.
+LOCAL_OBJECT_BYTES = 1 << 20
 _THREADS = 4
 
 

@@ -108,6 +108,7 @@ def train_local(
                             machines=machines,
                             code_digest=digest,
                             clock=clock,
+                            object_bytes=data.LOCAL_OBJECT_BYTES,
                         )
                     )
                     interrupts.end_in_order()

@@ -23,13 +23,15 @@ def provide(
     code_digest: str,
     clock: Clock,
     prices: Prices | None = None,
+    object_bytes: int = data.OBJECT_BYTES,
 ) -> RunSpec:
     """Upload batches, validation set and initial weights, then `run.json`, which names them; gives its content.
 
     `machines` are the state machines' ARNs in rank order, "" where a peer computes in its own process. The buckets
-    must exist. `prices` are for the peers' meters. Raises StoreUnavailable and what else the store raises.
+    must exist. `prices` are for the peers' meters; batches are put together to objects of `object_bytes`. Raises
+    StoreUnavailable and what else the store raises.
     """
-    uploaded = data.upload(work.prepared, store, places)
+    uploaded = data.upload(work.prepared, store, places, object_bytes=object_bytes)
     store.put(places.preprocessing(), data.Preprocessing.of(work.prepared).to_json())
     flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
     sha256 = tensors.weights_hash(work.layout, flat, buffers)
