@@ -41,20 +41,20 @@ def run() -> list[Figure]:
     return [*whole(), *plane.run()]
 
 
-def whole() -> list[Figure]:
-    """The figures of four peers. Raises UnequalWorkError."""
+def whole(rounds: int = ROUNDS, warm: int = WARM) -> list[Figure]:
+    """The figures of four peers over so many rounds; the first `warm` do not count. Raises UnequalWorkError."""
     prove()
-    config = configuration(ROUNDS)
+    config = configuration(rounds)
     before = train_bare(config)
     peers = train_peers(config)
     after = train_bare(config)
-    expected = PEERS * BATCHES * ROUNDS
+    expected = PEERS * BATCHES * rounds
     invocations = peers.summary["lambda_service"]["invocations"]
     equal("invocations", invocations, expected)
     equal("samples by round", [commit["samples"] for commit in peers.commits], before.samples)
     close("training loss of round 0", peers.commits[0]["loss"], before.losses[0])
-    bare = statistics.median(before.seconds[WARM:] + after.seconds[WARM:])
-    each = statistics.median(later["t"] - earlier["t"] for earlier, later in pairwise(peers.commits[WARM:]))
+    bare = statistics.median(before.seconds[warm:] + after.seconds[warm:])
+    each = statistics.median(later["t"] - earlier["t"] for earlier, later in pairwise(peers.commits[warm:]))
     figures = [
         Figure(name="round_over_bare_torch", value=each / bare, unit="x", better="lower"),
         Figure(name="invocations_over_batches", value=invocations / expected, unit="x", better="lower"),
@@ -62,11 +62,11 @@ def whole() -> list[Figure]:
         Figure(name="seconds_per_bare_round", value=bare, unit="s", better="neither"),
     ]
     for stage in STAGES:
-        seconds = [event["seconds"] for event in peers.stages if event["stage"] == stage and event["round"] >= WARM]
+        seconds = [event["seconds"] for event in peers.stages if event["stage"] == stage and event["round"] >= warm]
         if seconds:
             value = statistics.median(seconds)
             figures.append(Figure(name=f"seconds_{stage}", value=value, unit="s per peer and round", better="lower"))
-    return [*figures, plane.weights_downloads(peers, ROUNDS)]
+    return [*figures, plane.weights_downloads(peers, rounds)]
 
 
 def prove() -> None:

@@ -74,6 +74,11 @@ class NonFiniteGradient(PermanentError):
 class GradientFailed(PermanentError):
     """A peer's gradient for a round could not be computed; the text names the batch and the cause."""
 
+    invocations = 0
+    """Lambda invocations that it took all the same, retries included."""
+    executions = 0
+    """State machine executions that it took."""
+
 
 class Superseded(PermanentError):
     """Another process has taken over this rank; this one must stop."""

@@ -326,9 +326,9 @@ def peer_machines(state_machines: Sequence[str], executions: Sequence[str], *, e
         ),
         Grant(
             sid="ExplainRound",
-            actions=("states:DescribeExecution", "states:ListExecutions"),
+            actions=("states:DescribeExecution", "states:GetExecutionHistory", "states:ListExecutions"),
             resources=tuple(f"{of}/*" for each in executions for of in (each, each.replace(":execution:", ":mapRun:"))),
-            reason="map runs of its own state machines and their children, which say why batches failed",
+            reason="map runs of its own state machines and their children, which say why batches failed, and how often",
         ),
     ]
     if express:

@@ -291,9 +291,7 @@ class Actions:
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
             per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
-            self.meter.end(gradient.invocations, gradient.executions, self.ports.clock.monotonic(), per_worker)
-            self.invocations += gradient.invocations
-            self.executions += gradient.executions
+            self.charge(gradient.invocations, gradient.executions, per_worker)
             own.gradient = gradient
             self._computing -= 1
             if own.round < self.machine.round:
@@ -315,6 +313,12 @@ class Actions:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers, steps), gradient_done)
         return []
+
+    def charge(self, invocations: int, executions: int, per_worker: int = 1) -> None:
+        """Count what a round's gradient took, whatever has come of it."""
+        self.meter.end(invocations, executions, self.ports.clock.monotonic(), per_worker)
+        self.invocations += invocations
+        self.executions += executions
 
     def _late(self, own: _Own, gradient: RoundGradient) -> None:
         """A gradient of a round that others have committed: it is kept where error feedback can send it later."""
@@ -343,7 +347,7 @@ class Actions:
             stage.bytes_out += gradient.bytes_out
         if gradient.failures:
             causes = list(gradient.failures[:TOLD_FAILURES])
-            failed = {"failed": len(gradient.failures), "samples": gradient.samples, "causes": causes}
+            failed = {"failed": gradient.batches_failed, "samples": gradient.samples, "causes": causes}
             self.ports.events.emit("batches_failed", round=own.round, fields=failed)
         if gradient.work is not None:
             fields = {"invocations": gradient.invocations, "loss": gradient.loss, **asdict(gradient.work)}

@@ -2,7 +2,7 @@
 
 What is counted is an upper bound, so that a limit is met and not passed by much: a gradient worker is billed as if it
 had lasted as long as the stage that waited for it, and the round under way counts as it runs. Data transfer, storage
-by the month, logs, and retries within a stage that failed are not in it.
+by the month, logs, and retries that Step Functions does not tell of (peer_agent/compute/attempts.py) are not in it.
 """
 
 from __future__ import annotations

@@ -141,6 +141,8 @@ class RoundGradient:
     failures: tuple[str, ...] = ()
     """A sentence for each batch (or invocation) that failed and is not in the mean, as `compute.tolerated_failures`
     allows; `samples` counts the others' alone."""
+    batches_failed: int = 0
+    """Batches that are not in the mean: those of failed invocations."""
     work: Work | None = None
     """None where no worker measured anything, as in process."""
 

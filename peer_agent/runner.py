@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from contract import wire
-from contract.errors import CorruptObject, PeerlessError, RunFailed, Superseded, TransientError
+from contract.errors import CorruptObject, GradientFailed, PeerlessError, RunFailed, Superseded, TransientError
 from contract.records import Commit, Heartbeat, Member, PeerReport, Reduced, Result, Stop, Wanted
 from peer_agent import signals as s
 from peer_agent.actions import Actions
@@ -249,6 +249,8 @@ class Runner:
         says nothing to anybody either: the rank, and its report, are another's.
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, GradientFailed):
+            self.actions.charge(error.invocations, error.executions)
         alone = is_alone(error) or self._came_later
         self.ports.events.emit(
             "failed", round=self._round, fields={"error": text, **({"alone": True} if alone else {})}

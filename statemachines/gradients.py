@@ -5,8 +5,9 @@ Input, `distributed_map`:           `{"common": {...}, "items": {"bucket": "..."
 Output, all modes:                  `{"retries": [0, 0, 1, ...]}`, one number of retries per batch.
 
 Where failures are tolerated, a failed batch does not end the others. In `inline_map` and `parallel` it is caught, and
-`{"Error": ..., "Cause": ...}` stands in its place in the output. A distributed map knows tolerance by itself and ends
-early beyond it; then null, or nothing, stands there, and the child executions say why.
+`{"Error": ..., "Cause": ...}` stands in its place in the output; from the batch KEPT_CAUSES on `{"Error": ...}`, so
+that the output fits a payload however many fail, and the history has the cause. A distributed map knows tolerance by
+itself and ends early beyond it; then null, or nothing, stands there, and the child executions say why.
 
 No state ever carries a tensor: workers read weights and batches from S3 and write gradients there. Only JSONPath is
 used, and neither ItemBatcher nor ResultWriter, so that AWS, moto and MiniStack execute the same definition alike.
@@ -42,16 +43,19 @@ INLINE_CONCURRENCY = 40
 #: Seven events per item make 25,000 last for some 3,500 items; a quarter of that leaves every item room for retries,
 #: and the descriptions of so many batches (some 200 bytes each) still fit one payload of 256 KiB.
 INLINE_LIMIT = 900
-#: Some 1,350 bytes per branch keep the definition under 1 MB.
-PARALLEL_LIMIT = 700
+#: Some 1,350 bytes per branch keep the definition under 1 MB, and some 1,550 where its failure is caught.
+PARALLEL_LIMIT, CAUGHT_PARALLEL_LIMIT = 700, 600
 #: A child's output is one small number, so that ten thousand of them stay far below 256 KiB.
 DISTRIBUTED_LIMIT = 10_000
-#: An output of 256 KiB holds so many causes of 2.6 KB each: Lambda's error object with a message and a stack trace.
-CAUGHT_LIMIT = 100
+#: An output of 256 KiB holds so many causes of 2.6 KB each (Lambda's error object with a message and a stack trace),
+#: and the names alone of 820 errors more.
+KEPT_CAUSES = 80
 #: An invocation may wait for a free worker (a local service queues where AWS throttles) before its own time counts.
 QUEUE_SECONDS = 900
 
 LIMITS = {Mode.INLINE_MAP: INLINE_LIMIT, Mode.PARALLEL: PARALLEL_LIMIT, Mode.DISTRIBUTED_MAP: DISTRIBUTED_LIMIT}
+#: The same where failures are tolerated.
+CAUGHT_LIMITS = {**LIMITS, Mode.PARALLEL: CAUGHT_PARALLEL_LIMIT}
 
 
 def choose_mode(setting: str, batches: int, tolerated: float = 0) -> Mode:
@@ -120,11 +124,10 @@ def render(made: dict[str, Any]) -> str:
 def _check_count(mode: Mode, batches: int, tolerated: float) -> None:
     if batches < 1:
         raise ConfigError(f"a round needs at least one batch, not {batches}")
-    catching = tolerated > 0 and mode is not Mode.DISTRIBUTED_MAP
-    limit = CAUGHT_LIMIT if catching else LIMITS[mode]
+    limit = (CAUGHT_LIMITS if tolerated > 0 else LIMITS)[mode]
     if batches > limit:
         larger = "" if mode is Mode.DISTRIBUTED_MAP else ", or compute.state_machine = distributed_map"
-        why = " with compute.tolerated_failures" if catching else ""
+        why = " with compute.tolerated_failures" if limit < LIMITS[mode] else ""
         raise ConfigError(
             f"a {mode} state machine{why} takes at most {limit:,} batches a round, not {batches:,}; "
             f"use a larger batch_size, fewer batches_per_round{larger}"
@@ -149,19 +152,19 @@ def _task(function_arn: str, batch: str, timeout_seconds: int) -> dict[str, Any]
     }
 
 
-def _machine(name: str, task: dict[str, Any], catching: bool) -> dict[str, Any]:
-    """The states of one batch. `catching`: its failure, once the retries are spent, becomes its output."""
-    if not catching:
+def _machine(name: str, task: dict[str, Any], caught: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The states of one batch. `caught`: what its failure goes to, once the retries are spent; the first one first."""
+    if caught is None:
         return {"StartAt": name, "States": {name: task}}
-    failed = f"{name} failed"
-    catch = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.failure", "Next": failed}]
-    return {
-        "StartAt": name,
-        "States": {
-            name: {**task, "Catch": catch},
-            failed: {"Type": "Pass", "OutputPath": "$.failure", "End": True},
-        },
-    }
+    catch = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.failure", "Next": next(iter(caught))}]
+    return {"StartAt": name, "States": {name: {**task, "Catch": catch}, **caught}}
+
+
+def _told(cause: bool) -> dict[str, Any]:
+    """The failure that stands under `$.failure` becomes the output, with its cause or without."""
+    if cause:
+        return {"Type": "Pass", "OutputPath": "$.failure", "End": True}
+    return {"Type": "Pass", "Parameters": {"Error.$": "$.failure.Error"}, "End": True}
 
 
 def _results() -> dict[str, Any]:
@@ -170,15 +173,23 @@ def _results() -> dict[str, Any]:
 
 
 def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int, catching: bool) -> dict[str, Any]:
+    task = _task(function_arn, "$.batch", timeout_seconds)
+    item = {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"}
+    caught = None
+    if catching:
+        item["place.$"] = "$$.Map.Item.Index"
+        early = {"Variable": "$.place", "NumericLessThan": KEPT_CAUSES, "Next": "Failure"}
+        caught = {
+            "Failed": {"Type": "Choice", "Choices": [early], "Default": "Error"},
+            "Failure": _told(cause=True),
+            "Error": _told(cause=False),
+        }
     return {
         "Type": "Map",
         "ItemsPath": "$.batches",
         "MaxConcurrency": min(concurrency or INLINE_CONCURRENCY, INLINE_CONCURRENCY),
-        "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
-        "ItemProcessor": {
-            "ProcessorConfig": {"Mode": "INLINE"},
-            **_machine("Gradient", _task(function_arn, "$.batch", timeout_seconds), catching),
-        },
+        "ItemSelector": item,
+        "ItemProcessor": {"ProcessorConfig": {"Mode": "INLINE"}, **_machine("Gradient", task, caught)},
         **_results(),
     }
 
@@ -202,18 +213,16 @@ def _distributed_map(function_arn: str, concurrency: int, timeout_seconds: int, 
         "ItemSelector": {"common.$": "$.common", "batch.$": "$$.Map.Item.Value"},
         "ItemProcessor": {
             "ProcessorConfig": {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"},
-            **_machine("Gradient", _task(function_arn, "$.batch", timeout_seconds), catching=False),
+            **_machine("Gradient", _task(function_arn, "$.batch", timeout_seconds)),
         },
         **_results(),
     }
 
 
 def _parallel(function_arn: str, batches: int, timeout_seconds: int, catching: bool) -> dict[str, Any]:
-    return {
-        "Type": "Parallel",
-        "Branches": [
-            _machine(f"Gradient {index}", _task(function_arn, f"$.batches[{index}]", timeout_seconds), catching)
-            for index in range(batches)
-        ],
-        **_results(),
-    }
+    def branch(index: int) -> dict[str, Any]:
+        task = _task(function_arn, f"$.batches[{index}]", timeout_seconds)
+        caught = {f"Gradient {index} failed": _told(cause=index < KEPT_CAUSES)} if catching else None
+        return _machine(f"Gradient {index}", task, caught)
+
+    return {"Type": "Parallel", "Branches": [branch(index) for index in range(batches)], **_results()}

@@ -53,7 +53,11 @@ def _state(name: str, state: Mapping[str, Any], states: Mapping[str, Any], batch
         return State(name, (line,), inner, len(branches) - len(shown), caught)
     if kind == "Task":
         return State(name, tuple(_task_lines(state)), caught=caught)
-    return State(name, ("its error becomes its output",) if "OutputPath" in state else (kind.lower(),), caught=caught)
+    if kind == "Choice":
+        most = state["Choices"][0]["NumericLessThan"]
+        return State(name, ("its error becomes its output,", f"with its cause in the first {most} batches"))
+    told = "its error becomes its output" if "OutputPath" in state else "its error's name becomes its output"
+    return State(name, (told,) if {"OutputPath", "Parameters"} & set(state) else (kind.lower(),), caught=caught)
 
 
 def _map_lines(state: Mapping[str, Any], batches: int | None) -> Iterator[str]:

@@ -23,6 +23,27 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.SIG_DFL)
 
 
+#: Files that take minutes stand first, so that no process is left with one of them when the others are done.
+LONGEST = (
+    "tests/e2e/test_demo.py",
+    "tests/e2e/test_joining.py",
+    "tests/e2e/test_breaking.py",
+    "tests/e2e/test_resume.py",
+    "tests/integration/test_images_built.py",
+    "tests/e2e/",
+    "tests/infra/",
+    "tests/chaos/",
+    "tests/integration/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Otherwise the order stays; `--no-loadscope-reorder` keeps it in the processes of `make test`."""
+    items.sort(
+        key=lambda item: next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+    )
+
+
 class _ByFile(LoadFileScheduling):
     """Whole files in turn to the processes of `make test`; the templates' together, as they share one synthesis."""
 

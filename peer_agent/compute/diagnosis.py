@@ -48,8 +48,10 @@ class Ending:
     """It succeeded, and every item has answered: there is nothing to look for."""
     whole: bool
     """It failed for none of its items' sake, so that those without a result may succeed in another execution."""
-    retries: int
-    """Invocations beyond one per item, as far as the output counts them."""
+    invocations: int
+    """As far as the output tells: of an item that does not answer, one."""
+    silent: int
+    """Items that have not answered with a number of retries."""
     failures: Mapping[int, Failure]
     """Why items failed, by index, as far as the output says."""
 
@@ -64,12 +66,14 @@ class Ending:
             if isinstance(told, dict) and "Error" in told
         }
         numbers = [told for told in outcomes if type(told) is int]
+        count = max(len(items), len(outcomes))
         return cls(
             succeeded=status == "SUCCEEDED",
             complete=status == "SUCCEEDED" and len(items) <= len(outcomes) == len(numbers),
             whole=status not in ("SUCCEEDED", "ABORTED")
             and (status != "FAILED" or (error.startswith("States.") and error not in OF_AN_ITEM)),
-            retries=sum(numbers),
+            invocations=count + sum(numbers),
+            silent=count - len(numbers),
             failures=failures,
         )
 

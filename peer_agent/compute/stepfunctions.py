@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
-from peer_agent.compute import diagnosis, tolerance
+from peer_agent.compute import attempts, diagnosis, tolerance
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, whole, work_of
 from peer_agent.compute.diagnosis import Ending
 from peer_agent.compute.division import Division, lanes
@@ -68,6 +68,15 @@ class Effort:
     """Sentences on failed items, by index; those whose cause is known stand first."""
     missing: list[int] = field(default_factory=list)
     """Indices of all items that are given up."""
+
+    @contextlib.contextmanager
+    def charged(self) -> Iterator[None]:
+        """A round that fails inside carries what it took all the same."""
+        try:
+            yield
+        except GradientFailed as error:
+            error.invocations, error.executions = self.invocations, self.executions
+            raise
 
 
 class StepFunctionsGradientService:
@@ -136,8 +145,9 @@ class StepFunctionsGradientService:
             items = (Share((whole(batches),)),)
         task = self._task(round, incarnation, weights_sha256, items[0].batches[0], seed, steps)
         results, effort = Results(self._store, task), Effort()
-        self._execute(task, items, results, effort)
-        mean, bytes_in, measured, used = self._collect_usable(task, items, results, effort)
+        with effort.charged():
+            self._execute(task, items, results, effort)
+            mean, bytes_in, measured, used = self._collect_usable(task, items, results, effort)
         garbage = [results.place(item.index) for item in used]
         if self._mode == "distributed_map":
             garbage.append(self._items_place(task))
@@ -156,7 +166,11 @@ class StepFunctionsGradientService:
             bytes_out=effort.bytes_out,
             work=work_of(most, measured),
         )
-        return dataclasses.replace(gradient, failures=tuple(effort.failures[index] for index in effort.missing))
+        return dataclasses.replace(
+            gradient,
+            failures=tuple(effort.failures[index] for index in effort.missing),
+            batches_failed=sum(len(item.batches) for item in items if item.index in effort.missing),
+        )
 
     def close(self) -> None:
         """Stop running executions; the `compute` that waits for one raises GradientFailed."""
@@ -223,13 +237,24 @@ class StepFunctionsGradientService:
             with failing_as(f"rank {self._rank} in round {task.round}"):
                 text, bytes_beside = self._input(task, missing)
             description = self._executions.run(task, text)
-            ending = Ending.of(description, missing)
+            ending = self._ending(description, missing)
             effort.executions += 1
-            effort.invocations += len(self._branches(missing)) + ending.retries
+            effort.invocations += ending.invocations
             effort.bytes_out += len(text.encode()) + bytes_beside
             if ending.complete:
                 return
             missing = self._remaining(task, items, missing, description, ending, results, effort)
+
+    def _ending(self, description: Mapping[str, Any], items: Sequence[Share]) -> Ending:
+        """How an execution of `items` ended, and what it took: by its output, and by its history where that says more.
+        An Express execution has none, and a forgotten one no more."""
+        ending = Ending.of(description, items)
+        known = not self._executions.express and description["status"] != FORGOTTEN
+        if known and not ending.complete:
+            distributed = self._mode == "distributed_map"
+            with contextlib.suppress(ClientError, BotoCoreError):  # it was asked for the bill, not for gradients
+                return attempts.completed(ending, self._executions.client, description, items, distributed=distributed)
+        return ending
 
     def _remaining(
         self,

@@ -89,11 +89,14 @@ class Told:
     rejected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Messages that could not be used: by sender (a rank, or `unknown`), then by reason, over all receivers. A report
     has what its own process rejected; these include what processes did that died."""
+    batches_failed: Mapping[int, int] = field(default_factory=dict)
+    """How many batches each peer's rounds went on without, of those that did."""
 
     @classmethod
     def of(cls, events: Path) -> Told:
         """Reads the file whole."""
         rounds, restarts, rejected = 0, Counter[int](), dict[str, Counter[str]]()
+        failed = dict[tuple[int, int], int]()  # by rank and round: whoever computes a round again tells of it again
         for event in EventTail(events).new():
             name, rank = event["event"], event["rank"]
             if name == "commit":
@@ -103,4 +106,9 @@ class Told:
             elif name == "frame_rejected":
                 sender = "unknown" if event.get("sender") is None else str(event["sender"])
                 rejected.setdefault(sender, Counter())[event["reason"]] += 1
-        return cls(rounds=rounds, restarts=restarts, rejected=rejected)
+            elif name == "batches_failed":
+                failed[rank, event["round"]] = event["failed"]
+        by_rank = Counter[int]()
+        for (rank, _), count in failed.items():
+            by_rank[rank] += count
+        return cls(rounds=rounds, restarts=restarts, rejected=rejected, batches_failed=by_rank)

@@ -148,6 +148,7 @@ def summarise(
         "lambda_service": counters,
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
         "rejected_by_sender": {sender: dict(reasons) for sender, reasons in sorted(told.rejected.items())},
+        "batches_failed": {str(rank): count for rank, count in sorted(told.batches_failed.items())},
         "left_out": _rounds(every, lambda report: report.left_out),
         "clipped": _rounds(every, lambda report: report.clipped),
         "stages": mean_stages(whole),

@@ -36,6 +36,9 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         "time": f"{summary['seconds_training']:.1f} s of training, {summary['seconds_total']:.1f} s in all",
         "kept in": folder,
     }
+    if summary.get("batches_failed"):
+        each = ", ".join(f"{count} of peer {rank}" for rank, count in summary["batches_failed"].items())
+        rows["not in a mean"] = f"batches that failed for good: {each}"
     if summary.get("rejected_by_sender"):
         rows["rejected"] = "; ".join(_rejected(*entry) for entry in summary["rejected_by_sender"].items())
     for key, name in (("left_out", "left out"), ("clipped", "clipped")):

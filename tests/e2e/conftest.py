@@ -19,7 +19,7 @@ from peerless.launch.run_folder import LOCAL_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of runs that something befalls; an epoch is three rounds.
-EPOCHS = 12
+EPOCHS = 8
 CONFIG = """
 name = "e2e"
 peers = 3

@@ -52,16 +52,16 @@ def rounds_of(folder: Path) -> int:
     return sum('"event":"commit"' in line.replace(" ", "") and '"rank":0' in line.replace(" ", "") for line in lines)
 
 
-def start(place: Workplace, *arguments: str, epochs: int = 500) -> subprocess.Popen[str]:
+def start(place: Workplace, *arguments: str, epochs: int = 500, run_dir: str = "run") -> subprocess.Popen[str]:
     """Start a long run and return once its third round is committed."""
     command = place.command(
-        "train", "config.toml", "--local", "--run-dir", "run", "--set", f"epochs={epochs}", *arguments
+        "train", "config.toml", "--local", "--run-dir", run_dir, "--set", f"epochs={epochs}", *arguments
     )
     process = subprocess.Popen(
         command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: process.poll() is not None or rounds_of(place.path / "run") >= 3, "the third round", 90)
+    wait_for(lambda: process.poll() is not None or rounds_of(place.path / run_dir) >= 3, "the third round", 90)
     assert process.poll() is None, process.communicate()
     return process
 
@@ -128,13 +128,13 @@ def test_a_malformed_broker_url_is_a_mistake_and_is_not_repeated(lonely_workplac
 
 @pytest.mark.slow  # tests/chaos has dead peers in every phase of a round
 @pytest.mark.timeout(400)
-def test_a_killed_peer_is_started_again_and_the_run_ends_well(lonely_workplace: Workplace) -> None:
-    process = start(lonely_workplace, epochs=12)
+def test_a_killed_peer_is_started_again_and_the_run_ends_well(workplace: Workplace) -> None:
+    process = start(workplace, epochs=12, run_dir="killed")
     victim(process, 1).kill()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert "peer 1 was killed by signal 9; started again" in output
-    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    summary = json.loads((workplace.path / "killed" / "summary.json").read_text())
     assert (summary["reason"], summary["rounds"], summary["error"]) == ("epoch_limit", 36, None)
     assert (summary["peers_lost"], summary["restarts"]) == (0, {"1": 1})
     assert list(summary["weights_sha256"]) == ["0", "1", "2"]
@@ -143,20 +143,20 @@ def test_a_killed_peer_is_started_again_and_the_run_ends_well(lonely_workplace: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_peer_that_is_not_started_again_is_lost_and_the_others_end_well(lonely_workplace: Workplace) -> None:
-    process = start(lonely_workplace, "--set", "membership.restarts=0", epochs=6)
+def test_a_peer_that_is_not_started_again_is_lost_and_the_others_end_well(workplace: Workplace) -> None:
+    process = start(workplace, "--set", "membership.restarts=0", epochs=6, run_dir="lost")
     victim(process, 1).kill()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    summary = json.loads((lonely_workplace.path / "run" / "summary.json").read_text())
+    summary = json.loads((workplace.path / "lost" / "summary.json").read_text())
     assert (summary["peers_lost"], summary["lost_ranks"], summary["restarts"]) == (1, [1], {})
     assert list(summary["weights_sha256"]) == ["0", "2"]
     assert len(set(summary["weights_sha256"].values())) == 1
 
 
 @pytest.mark.slow
-def test_below_the_quorum_a_killed_peer_fails_the_run_in_one_sentence(lonely_workplace: Workplace) -> None:
-    process = start(lonely_workplace, "--set", "membership.restarts=0", "--set", "membership.quorum=3")
+def test_below_the_quorum_a_killed_peer_fails_the_run_in_one_sentence(workplace: Workplace) -> None:
+    process = start(workplace, "--set", "membership.restarts=0", "--set", "membership.quorum=3", run_dir="quorum")
     started = descendants(process)
     victim(process, 1).kill()
     _, errors = process.communicate(timeout=100)

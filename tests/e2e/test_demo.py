@@ -6,17 +6,22 @@ The limits in seconds are for cores without other work: `python -m benchmarks de
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import round
 from benchmarks.reporting import cores
 from tests.e2e.conftest import ROOT, Workplace
+from tests.e2e.test_breaking import rounds_of, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+#: Rounds after which a second run is compared with the first.
+REPEATED = 20
 
 
 def demo(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -49,30 +54,28 @@ def test_the_demo_reaches_its_figures(first: dict[str, Any]) -> None:
     assert first["lambda_invocations"] == first["lambda_service"]["invocations"] == 4 * 108 * 2
 
 
-def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    """The first of its epochs once more; test_training.py repeats a whole run, model and all."""
-    again = demo(tmp_path, "--set", "epochs=1")
+def test_the_same_seed_gives_the_same_bits(first: dict[str, Any], tmp_path: Path, folder: Path) -> None:
+    """Its first rounds once more, to where it is interrupted; test_training.py repeats a whole run, model and all."""
+    place = Workplace(tmp_path)
+    command = place.command("train", str(ROOT / "examples/mnist.toml"), "--local", "--run-dir", "run")
+    again = subprocess.Popen(
+        command, cwd=tmp_path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: again.poll() is not None or rounds_of(tmp_path / "run") >= REPEATED, "rounds to compare", 300)
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 130, errors
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert REPEATED <= summary["rounds"] < first["rounds"]
     events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
-    between = {e["base_weights"] for e in events if e["event"] == "round_started" and e["round"] == again["rounds"]}
-    assert again["rounds"] == first["rounds"] // 2
-    assert set(again["weights_sha256"].values()) == between
+    between = {e["base_weights"] for e in events if e["event"] == "round_started" and e["round"] == summary["rounds"]}
+    assert set(summary["weights_sha256"].values()) == between
 
 
 def test_the_round_benchmark_finds_equal_work_on_both_sides() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from benchmarks import reporting, round; print(reporting.line('round', round.whole()))",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = {figure["name"]: figure["value"] for figure in json.loads(done.stdout)["results"]}
+    """At a small size: its own checks, and the values that are no times."""
+    figures = {figure.name: figure.value for figure in round.whole(rounds=4, warm=1)}
     assert figures["invocations_over_batches"] == 1
     assert {"round_over_bare_torch", "seconds_per_round", "seconds_compute"} <= set(figures)
     assert 1 <= figures["weights_downloads"] <= cores(), "per round, by so many warm workers"

@@ -12,9 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from infra.local.cloud import LocalCloud
 from peerless.launch.follow import EventTail
-from peerless.launch.run_folder import LOCAL_FOLDER
 from tests.e2e.conftest import Workplace, blobs
 from tests.e2e.test_breaking import rounds_of, sentence, start, wait_for
 
@@ -30,9 +28,9 @@ def own_data(place: Workplace) -> Path:
     return place.path / "own.npz"
 
 
-def join(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
-    """A peer that joins run `run`."""
-    command = place.command("join", "run", "--data", "own.npz", "--json", *arguments)
+def join(place: Workplace, *arguments: str, run_dir: str = "run") -> subprocess.Popen[str]:
+    """A peer that joins the run in `run_dir`."""
+    command = place.command("join", run_dir, "--data", "own.npz", "--json", *arguments)
     return subprocess.Popen(
         command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -110,13 +108,13 @@ def test_a_peer_joins_and_ends_with_the_others(lonely_workplace: Workplace) -> N
     }  # fmt: skip
 
 
-def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Workplace) -> None:
-    place, folder = lonely_workplace, lonely_workplace.path / "run"
+def test_one_leaves_and_one_is_killed_and_the_run_goes_on(workplace: Workplace) -> None:
+    place, folder = workplace, workplace.path / "left"
     own_data(place)
-    LocalCloud.up(place.path / LOCAL_FOLDER)
-    settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
-    run = start(place, *settings, "--set", "membership.heartbeat_timeout_seconds=2", epochs=5000)
-    guests = [join(place) for _ in range(2)]
+    settings = ["early_stopping.patience=0", "compute.service=local", "membership.heartbeat_timeout_seconds=2"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    run = start(place, *arguments, epochs=5000, run_dir="left")
+    guests = [join(place, run_dir="left") for _ in range(2)]
     try:
         commits = Commits(folder)
         wait_for(lambda: commits.of(3) and commits.of(4), "both to take part", 200)
@@ -141,7 +139,6 @@ def test_one_leaves_and_one_is_killed_and_the_run_goes_on(lonely_workplace: Work
     finally:
         for process in (run, *guests):
             process.kill()
-        LocalCloud.down(place.path / LOCAL_FOLDER)
 
 
 def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(lonely_workplace: Workplace) -> None:
@@ -166,26 +163,27 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
     assert len(contributions(folder, 3)) > before + 5
 
 
-def test_what_does_not_fit_is_told_before_anything_is_joined(lonely_workplace: Workplace) -> None:
-    place, folder = lonely_workplace, lonely_workplace.path / "run"
+def test_what_does_not_fit_is_told_before_anything_is_joined(workplace: Workplace) -> None:
+    place, folder = workplace, workplace.path / "unfit"
     x, y = blobs(60, 7)
     np.savez(place.path / "wide.npz", x=np.repeat(x, 2, axis=2), y=y)
     own_data(place)
-    run = start(place, "--set", "early_stopping.patience=0", "--set", "compute.service=local", epochs=5000)
+    settings = ("--set", "early_stopping.patience=0", "--set", "compute.service=local")
+    run = start(place, *settings, epochs=5000, run_dir="unfit")
     try:
         for data, arguments, sentence_ in (
             ("wide.npz", [], "has samples of shape (1, 8, 16), and the run was started with (1, 8, 8)"),
             ("absent.npz", [], "--data absent.npz: there is no such file or folder"),
             ("own.npz", ["--set", "data.image_size=4"], "whoever joins a run brings data and nothing else"),
         ):
-            done = place.peerless("join", "run", "--data", data, *arguments)
+            done = place.peerless("join", "unfit", "--data", data, *arguments)
             assert done.returncode == 2, (data, done.stderr)
             assert sentence_ in sentence(done)
         assert {event["rank"] for event in events_of(folder)} == {0, 1, 2}
     finally:
         run.terminate()
         ended(run)
-    done = place.peerless("join", "run", "--data", "own.npz")
+    done = place.peerless("join", "unfit", "--data", "own.npz")
     assert done.returncode == 2
     assert "is not going on, and only a run that is can be joined" in sentence(done)
     done = place.peerless("join", "nowhere", "--data", "own.npz")

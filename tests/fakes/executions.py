@@ -13,8 +13,9 @@ from contract.batches import BatchRef
 from contract.keys import Place
 from contract.tasks import Failure, distributed_input, inline_input, items_json
 from infra.local.lambda_client import LambdaService
+from peer_agent.compute import attempts
 from peer_agent.compute.diagnosis import Ending, of_children
-from statemachines import Mode, definition, render
+from statemachines import Mode, definition, gradients, render
 
 BUCKET = "executions"
 
@@ -96,7 +97,7 @@ class Executions:
         assert done["invocations"] >= 3, "where all errors have one name, this one is tried again"
         items = [BatchRef(index=index, key="k", samples=1, sha256="0" * 64) for index in (0, 1, 2)]
         ending = Ending.of(done, items)
-        assert (ending.complete, ending.whole, ending.retries) == (False, False, 0)
+        assert (ending.complete, ending.whole, ending.invocations) == (False, False, 3)
         failures = ending.failures
         if mode is Mode.DISTRIBUTED_MAP:
             assert failures == {}
@@ -104,4 +105,27 @@ class Executions:
             if not self.children_are_told:
                 return
             failures = of_children(executor.sfn, done)
+        distributed = mode is Mode.DISTRIBUTED_MAP
+        told = attempts.completed(ending, executor.sfn, done, items, distributed=distributed)
+        assert told.invocations == done["invocations"], "its history has all attempts"
         assert failures == {1: Failure("ModelError", "batch 1 failed as it was told")}
+
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_of_late_batches_the_output_has_the_errors_name_and_the_history_the_cause(
+        self, executor: Executor, mode: Mode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gradients, "KEPT_CAUSES", 1)
+        done = executor.run(mode, 3, {0: ("ModelError", 99), 2: ("ModelError", 99)}, 2)
+        early, fine, late = json.loads(done["output"])["retries"]
+        assert (set(early), fine, set(late)) == ({"Error", "Cause"}, 0, {"Error"})
+        items = [BatchRef(index=index, key="k", samples=1, sha256="0" * 64) for index in (0, 1, 2)]
+        told = attempts.completed(Ending.of(done, items), executor.sfn, done, items, distributed=False)
+        assert told.invocations == done["invocations"]
+        assert told.failures == {n: Failure("ModelError", f"batch {n} failed as it was told") for n in (0, 2)}
+
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_an_execution_that_fails_says_how_often_it_asked(self, executor: Executor, mode: Mode) -> None:
+        done = executor.run(mode, 2, {1: ("ModelError", 99)})
+        items = [BatchRef(index=index, key="k", samples=1, sha256="0" * 64) for index in (0, 1)]
+        told = attempts.completed(Ending.of(done, items), executor.sfn, done, items, distributed=False)
+        assert told.invocations == done["invocations"]

@@ -30,7 +30,8 @@ class MemoryStepFunctions:
 
     A worker's exception fails the execution as AWS reports it: the class name as error, Lambda's JSON as cause, and a
     history that leads back to the task's input. With `tolerated` failures it does not: they stand in the output, or,
-    of a distributed map, in its children, of which more than `tolerated` fail the execution after all.
+    of a distributed map, in its children, of which more than `tolerated` fail the execution after all. Before each
+    end of an item, good or bad, `retries` attempts came to nothing.
     """
 
     exceptions = _Exceptions
@@ -43,6 +44,7 @@ class MemoryStepFunctions:
         self.sync_starts = 0
         self.retries = 0
         self.tolerated: int | None = None
+        self.kept_causes = 80
         self.sync_status: str | None = None  # with which an Express execution ends whatever its workers did
         self._left: dict[str, int] = {}
 
@@ -67,12 +69,13 @@ class MemoryStepFunctions:
             event = {"common": given["common"], "batch": batch, "retries": self.retries}
             try:
                 self.worker(json.loads(json.dumps(event)))
+                self._record(execution, position, event, None)
                 outcomes.append(self.retries)
             except Exception as error:
                 if self.tolerated is None:
                     self._fail(execution, position, event, error)
                     break
-                outcomes.append(self._tolerate(arn, event, error, "items" in given))
+                outcomes.append(self._tolerate(arn, position, event, error, "items" in given))
         else:
             execution["output"] = json.dumps({"retries": outcomes})
         if self.tolerated is not None and len(self.children(arn)) > self.tolerated:
@@ -103,9 +106,23 @@ class MemoryStepFunctions:
         self.stopped.append(executionArn)
         self.executions[executionArn].update(status="ABORTED", error=error, cause=cause)
 
-    def get_execution_history(self, *, executionArn: str, reverseOrder: bool, maxResults: int) -> dict[str, Any]:
+    def get_execution_history(
+        self,
+        *,
+        executionArn: str,
+        maxResults: int,
+        reverseOrder: bool = False,
+        includeExecutionData: bool = True,
+        nextToken: str = "0",
+    ) -> dict[str, Any]:
+        """In pages of at most seven events, so that whoever wants all of them has to turn one."""
         events = self.executions[executionArn]["events"]
-        return {"events": (events[::-1] if reverseOrder else events)[:maxResults]}
+        begin, size = int(nextToken), min(maxResults, maxResults if reverseOrder else 7)
+        page = json.loads(json.dumps((events[::-1] if reverseOrder else events)[begin : begin + size]))
+        for event in page if not includeExecutionData else ():
+            event.get("stateEnteredEventDetails", {}).pop("input", None)
+        more = {"nextToken": str(begin + size)} if begin + size < len(events) else {}
+        return {"events": page, **more}
 
     def children(self, arn: str) -> list[str]:
         """Failed children of an execution's distributed map."""
@@ -115,30 +132,49 @@ class MemoryStepFunctions:
         return {"mapRuns": [{"mapRunArn": executionArn}]}
 
     def list_executions(self, *, mapRunArn: str, statusFilter: str, maxResults: int) -> dict[str, Any]:
+        """Of failed children alone: this distributed map makes no others."""
         found = self.children(mapRunArn) if statusFilter == "FAILED" else []
         return {"executions": [{"executionArn": name} for name in found[:maxResults]]}
 
-    def _tolerate(self, arn: str, event: dict[str, Any], error: Exception, distributed: bool) -> dict[str, Any] | None:
+    def _tolerate(
+        self, arn: str, position: int, event: dict[str, Any], error: Exception, distributed: bool
+    ) -> dict[str, Any] | None:
         """What stands in the output in the place of a failed item."""
-        cause = json.dumps({"errorMessage": str(error), "errorType": type(error).__name__})
+        told = {"Error": type(error).__name__, "Cause": _cause(error)}
         if not distributed:
-            return {"Error": type(error).__name__, "Cause": cause}
+            self._record(self.executions[arn], position, event, error)
+            return told if position < self.kept_causes else {"Error": told["Error"]}
         name = f"{arn}/{event['batch']['index']}"
-        told = {"status": "FAILED", "error": type(error).__name__, "cause": cause, "input": json.dumps(event)}
-        self.executions[name] = {"executionArn": name, **told}
+        failed = {"status": "FAILED", "error": told["Error"], "cause": told["Cause"], "input": json.dumps(event)}
+        self.executions[name] = {"executionArn": name, "events": [], **failed}
+        self._record(self.executions[name], 0, event, error)
         self._left[name] = 0
         return None
 
-    @staticmethod
-    def _fail(execution: dict[str, Any], position: int, event: dict[str, Any], error: Exception) -> None:
-        name = type(error).__name__
-        cause = json.dumps({"errorMessage": str(error), "errorType": name})
-        execution.update(status="FAILED", error=name, cause=cause)
+    def _fail(self, execution: dict[str, Any], position: int, event: dict[str, Any], error: Exception) -> None:
+        self._record(execution, position, event, error)
+        execution.update(status="FAILED", error=type(error).__name__, cause=_cause(error))
+        execution["events"].append({"id": len(execution["events"]) + 1, "type": "ExecutionFailed"})
+
+    def _record(self, execution: dict[str, Any], position: int, event: dict[str, Any], error: Exception | None) -> None:
+        """An item's events, as AWS writes them of a branch: each names the one before."""
+        events = execution["events"]
+
+        def add(type: str, **details: Any) -> None:
+            number = len(events) + 1
+            events.append({"id": number, "type": type, "previousEventId": number - 1, **details})
+
         entered = {"name": f"Gradient {position}", "input": json.dumps(event)}
-        execution["events"] += [
-            {"id": 1, "type": "ExecutionStarted", "previousEventId": 0},
-            {"id": 2, "type": "TaskStateEntered", "previousEventId": 1, "stateEnteredEventDetails": entered},
-            {"id": 3, "type": "TaskScheduled", "previousEventId": 2},
-            {"id": 4, "type": "TaskFailed", "previousEventId": 3, "taskFailedEventDetails": {"error": name}},
-            {"id": 5, "type": "ExecutionFailed", "previousEventId": 4},
-        ]
+        add("TaskStateEntered", stateEnteredEventDetails=entered)
+        for _ in range(self.retries):
+            add("TaskScheduled")
+            add("TaskFailed", taskFailedEventDetails={"error": "Lambda.TooManyRequestsException", "cause": "later"})
+        add("TaskScheduled")
+        if error is None:
+            add("TaskSucceeded")
+        else:
+            add("TaskFailed", taskFailedEventDetails={"error": type(error).__name__, "cause": _cause(error)})
+
+
+def _cause(error: Exception) -> str:
+    return json.dumps({"errorMessage": str(error), "errorType": type(error).__name__})

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contract.errors import GradientFailed
 from peer_agent.ports import GradientService, RoundGradient
 from tests.fakes.peers import Cast
@@ -13,6 +15,8 @@ from tests.fakes.sync_runs import commits, configuration, events
 
 SAMPLES = (24, 24, 12)
 SENTENCE = "no gradient for batch 1 of rank 1 in round 1: lost (ObjectMissing)"
+#: Invocations and executions of a round that fails.
+SPENT = (7, 2)
 
 
 class Failing:
@@ -26,10 +30,13 @@ class Failing:
         if arguments["round"] != self._round:
             return self._service.compute(**arguments)
         if not self._tolerated:
-            raise GradientFailed(SENTENCE)
+            error = GradientFailed(SENTENCE)
+            error.invocations, error.executions = SPENT
+            raise error
         self.lost = arguments["batches"][-1].samples
         whole = self._service.compute(**arguments)
-        return dataclasses.replace(whole, samples=whole.samples - self.lost, failures=(SENTENCE,))
+        left = whole.samples - self.lost
+        return dataclasses.replace(whole, samples=left, failures=(SENTENCE,), batches_failed=1)
 
     def close(self) -> None:
         self._service.close()
@@ -61,6 +68,12 @@ def test_a_failed_round_changes_no_weights(tmp_path: Path) -> None:
     cast.play()
     assert str(cast.peers[1].error) == SENTENCE
     assert isinstance(cast.peers[1].error, GradientFailed)
+    actions = cast.peers[1].actions
+    before = (2, 1)  # in round 0
+    told = tuple(np.add(before, SPENT))
+    assert (actions.invocations, actions.executions) == told, "it cost what it cost"
+    report = cast.reports()[1]
+    assert (report.lambda_invocations, report.state_machine_executions) == told
     first, last = commits(cast)
     assert [contributor.rank for contributor in first.contributors] == [0, 1, 2]
     assert (last.contributors, last.final) == ((), True), "the run ends, and nothing of the failed round counts"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 
 from contract import wire
 from contract.clock import SystemClock
@@ -108,6 +109,46 @@ def test_beyond_the_tolerance_it_fails_and_names_batch_and_cause(
     )
     with pytest.raises(GradientFailed, match=f"^{re.escape(told)}$"):
         computing.compute(**run.arguments())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tolerated", [0, 1])
+def test_what_failed_for_good_is_on_the_bill_with_its_retries(
+    workers: Workers, make: Callable[..., Made], mode: str, tolerated: int
+) -> None:
+    run, client, computing = make(mode, tolerated)
+    workers.broken, client.retries = {2}, 2
+    if tolerated:
+        found = computing.compute(**run.arguments())
+        assert (found.invocations, found.executions, found.batches_failed) == (3 * 3, 1, 1)
+        return
+    with pytest.raises(GradientFailed) as failed:
+        computing.compute(**run.arguments())
+    # A distributed map that failed answers for none of its items, and this one has no children that succeeded.
+    assert (failed.value.invocations, failed.value.executions) == (3 if mode == "distributed_map" else 9, 1)
+
+
+@pytest.mark.parametrize("mode", ["inline_map", "parallel"])
+def test_a_cause_that_the_output_has_no_room_for_is_in_the_history(
+    workers: Workers, make: Callable[..., Made], mode: str
+) -> None:
+    run, client, computing = make(mode, 1)
+    workers.broken, client.kept_causes = {1}, 0
+    found = computing.compute(**run.arguments())
+    assert found.failures == ("no gradient for batch 1 of rank 0 in round 3: S3 does not answer (StoreUnavailable)",)
+
+
+def test_the_history_decides_nothing(workers: Workers, make: Callable[..., Made]) -> None:
+    run, client, computing = make("inline_map", 1)
+    workers.broken, client.kept_causes = {1}, 0
+
+    def refused(**_: Any) -> dict[str, Any]:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "GetExecutionHistory")
+
+    client.get_execution_history = refused  # type: ignore[method-assign]
+    found = computing.compute(**run.arguments())
+    assert (found.samples, found.invocations) == (COUNTS[0] + COUNTS[2], 3), "as far as the output tells"
+    assert found.failures == ("no gradient for batch 1 of rank 0 in round 3: StoreUnavailable",)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -214,11 +214,13 @@ def test_a_worker_that_raises_fails_the_round_or_is_left_out(
 ) -> None:
     deployed = deploy(1, mode)
     stage.tell("raise")
-    found = deployed.compute()
+    with stage.counted() as counted:
+        found = deployed.compute()
     batches = deployed.run.batches
     alone = deployed.local([batches[0], batches[2]])
     assert (found.samples, found.loss) == (OTHERS, alone.loss)
     assert found.gradient.tobytes() == alone.gradient.tobytes()
+    assert found.invocations == counted["invocations"] == 2 + 3, "MiniStack tries even this error twice more"
     (failure,) = found.failures
     told = r"^no gradient for batch 1 of rank 0 in round 3: the model's own mistake \(ModelError\); its log: (/\S+)$"
     log = re.search(told, failure)
@@ -234,9 +236,10 @@ def test_a_failed_round_changes_nothing_and_is_computed_again_only_where_it_fail
     stage.tell("raise")
     with (
         stage.counted() as counted,
-        pytest.raises(GradientFailed, match=r"^no gradient for batch 1 of rank 0 in round 3"),
+        pytest.raises(GradientFailed, match=r"^no gradient for batch 1 of rank 0 in round 3") as failed,
     ):
         deployed.compute()
+    assert failed.value.invocations == counted["invocations"] == 2 + 3
     assert counted["errors"] == {"ModelError": 3}, "MiniStack knows no error by its name, so it tries twice more"
     assert deployed.objects() == before, "no weights, commits or results"
     stage.heal()
@@ -278,12 +281,63 @@ def test_throttling(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     assert found.gradient.tobytes() == deployed.local().gradient.tobytes()
 
 
+def test_throttling_that_does_not_end_fails_the_round(stage: Stage, deploy: Callable[..., Deployed]) -> None:
+    deployed = deploy(function=THROTTLED)
+    before = deployed.objects()
+    stage.throttle.left, refused = 99, stage.throttle.refused
+    with stage.counted() as counted, pytest.raises(GradientFailed, match=r"Rate Exceeded") as failed:
+        deployed.compute()
+    stage.throttle.left, refused = 0, stage.throttle.refused - refused
+    assert counted == {"invocations": 0, "errors": {}}
+    assert failed.value.invocations == refused == 3 * 3, "on AWS, which knows this error by its name, 3 * 11"
+    assert deployed.objects() == before
+    assert deployed.compute().samples == sum(COUNTS)
+
+
 def test_a_batch_that_is_not_there(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     deployed = deploy(0.34)
     deployed.store.delete([Place(deployed.bucket, deployed.run.batches[BROKEN].key)])
     found = deployed.compute()
     assert (found.samples, len(found.failures)) == (OTHERS, 1)
     assert re.search(r"^no gradient for batch 1 .* does not exist \(ObjectMissing\); its log: /", found.failures[0])
+
+
+def test_a_batch_that_is_put_back(stage: Stage, deploy: Callable[..., Deployed]) -> None:
+    deployed = deploy()
+    place = Place(deployed.bucket, deployed.run.batches[BROKEN].key)
+    blob = deployed.store.get(place)
+    deployed.store.delete([place])
+    before = deployed.objects()
+    with pytest.raises(
+        GradientFailed, match=r"^no gradient for batch 1 .* does not exist \(ObjectMissing\); its log: /"
+    ):
+        deployed.compute()
+    assert deployed.objects() == before
+    deployed.store.put(place, blob)
+    with stage.counted() as counted:
+        found = deployed.compute()
+    assert counted == {"invocations": 1, "errors": {}}
+    assert found.gradient.tobytes() == deployed.local().gradient.tobytes()
+
+
+@pytest.mark.slow  # a worker asks five times within some eight seconds, and is itself tried again
+def test_s3_that_keeps_refusing_fails_the_round(stage: Stage, deploy: Callable[..., Deployed]) -> None:
+    deployed = deploy()
+    before, key = deployed.objects(), deployed.run.batches[BROKEN].key
+    rule = stage.s3.fail(lambda request: request.method == "GET" and key in request.path, "refuse", times=3 * 5)
+    told = (
+        r"^no gradient for batch 1 of rank 0 in round 3: S3 at .* failed to get .*, 5 attempts .*\(StoreUnavailable\)"
+    )
+    with stage.counted() as counted, pytest.raises(GradientFailed, match=told) as failed:
+        deployed.compute()
+    assert rule.met == 3 * 5
+    assert counted == {"invocations": 2 + 3, "errors": {"StoreUnavailable": 3}}
+    assert failed.value.invocations == 2 + 3
+    assert deployed.objects() == before
+    with stage.counted() as counted:
+        found = deployed.compute()
+    assert counted == {"invocations": 1, "errors": {}}
+    assert found.gradient.tobytes() == deployed.local().gradient.tobytes()
 
 
 def test_s3_that_refuses_for_a_moment(stage: Stage, deploy: Callable[..., Deployed]) -> None:
@@ -347,12 +401,13 @@ def test_what_always_befalls_a_worker(
         if tolerated:
             found = deployed.compute()
             assert found.samples == OTHERS
-            (text,) = found.failures
+            (text,), billed = found.failures, found.invocations
         else:
             with pytest.raises(GradientFailed) as failed:
                 deployed.compute()
-            text = str(failed.value)
+            text, billed = str(failed.value), failed.value.invocations
             assert deployed.objects() == before
+    assert billed == counted["invocations"]
     assert counted == {"invocations": 2 + 3, "errors": {error: 3}}
     assert text.startswith("no gradient for batch 1 of rank 0 in round 3: ")
     assert re.search(told, text), text

@@ -15,12 +15,20 @@ from hypothesis import strategies as st
 from statelint.linter import Linter
 
 from contract.batches import BatchRef
-from contract.errors import ConfigError
+from contract.errors import PERMANENT_NAMES, TRANSIENT_NAMES, ConfigError
 from contract.keys import Places
 from contract.modelspec import ModelSpec
 from contract.tasks import PAYLOAD_LIMIT_BYTES, GradientTask, distributed_input, inline_input, items_json
 from statemachines import Mode, choose_mode, definition, render
-from statemachines.gradients import CAUGHT_LIMIT, DEFINITION_LIMIT_BYTES, LIMITS
+from statemachines.gradients import (
+    CAUGHT_LIMITS,
+    DEFINITION_LIMIT_BYTES,
+    INLINE_LIMIT,
+    KEPT_CAUSES,
+    LIMITS,
+    PARALLEL_LIMIT,
+)
+from statemachines.retry import SANDBOX, SERVICE, THROTTLED
 
 #: 64 characters of name are Lambda's most.
 ARN = f"arn:aws:lambda:ap-southeast-3:123456789012:function:{'f' * 64}"
@@ -98,7 +106,7 @@ def test_auto_makes_a_valid_definition_of_any_count(
 @settings(deadline=None, max_examples=40)  # a definition of hundreds of branches takes the validator a while
 @given(count=st.integers(1, 10_000), tolerated=TOLERATED)
 def test_a_mode_makes_a_valid_definition_or_says_that_it_cannot(mode: Mode, count: int, tolerated: float) -> None:
-    most = CAUGHT_LIMIT if tolerated and mode is not Mode.DISTRIBUTED_MAP else LIMITS[mode]
+    most = (CAUGHT_LIMITS if tolerated else LIMITS)[mode]
     if count > most:
         with pytest.raises(ConfigError, match=f"at most {most:,} batches a round, not {count:,}"):
             choose_mode(mode, count, tolerated)
@@ -147,7 +155,9 @@ def check_payloads(mode: Mode, count: int) -> None:
 
 
 def test_the_output_fits_when_everything_fails_that_may() -> None:
-    caught = {"retries": [{"Error": "StoreUnavailable", "Cause": CAUSE}] * CAUGHT_LIMIT}
+    longest = max((*PERMANENT_NAMES, *TRANSIENT_NAMES, *THROTTLED, *SERVICE, *SANDBOX), key=len)
+    early, late = {"Error": longest, "Cause": CAUSE}, {"Error": longest}
+    caught = {"retries": [early] * KEPT_CAUSES + [late] * (max(INLINE_LIMIT, PARALLEL_LIMIT) - KEPT_CAUSES)}
     assert len(json.dumps(caught).encode()) < PAYLOAD_LIMIT_BYTES
     nothing = {"retries": [None] * LIMITS[Mode.DISTRIBUTED_MAP]}
     assert len(json.dumps(nothing).encode()) < PAYLOAD_LIMIT_BYTES

@@ -13,7 +13,7 @@ import pytest
 from contract import errors
 from contract.errors import ConfigError, PermanentError, TransientError, UserError
 from statemachines import Mode, choose_mode, definition, render
-from statemachines.gradients import CAUGHT_LIMIT, DEFINITION_LIMIT_BYTES, LIMITS, QUEUE_SECONDS
+from statemachines.gradients import CAUGHT_LIMITS, DEFINITION_LIMIT_BYTES, KEPT_CAUSES, LIMITS, QUEUE_SECONDS
 from statemachines.retry import rules
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "statemachines"
@@ -45,6 +45,11 @@ def states(machine: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from states(inner)
 
 
+def ways(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where a choice may go on."""
+    return [*state["Choices"], {"Next": state["Default"]}] if state["Type"] == "Choice" else []
+
+
 def paths(value: Any) -> Iterator[tuple[str, Any]]:
     """Every key of nested objects with its value."""
     if isinstance(value, dict):
@@ -71,10 +76,12 @@ def test_the_definition_is_the_golden_one(mode: Mode, tolerated: float, name: st
 @pytest.mark.parametrize("tolerated", [0, 2])
 def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode, tolerated: int) -> None:
     def check(machine: dict[str, Any]) -> None:
-        caught = {catch["Next"] for state in machine["States"].values() for catch in state.get("Catch", ())}
-        assert set(machine["States"]) == {machine["StartAt"]} | caught, "nothing is unreachable"
+        reached = {
+            way["Next"] for state in machine["States"].values() for way in (*state.get("Catch", ()), *ways(state))
+        }
+        assert set(machine["States"]) == {machine["StartAt"]} | reached, "nothing is unreachable"
         for state in machine["States"].values():
-            assert state["End"] is True
+            assert state["Type"] == "Choice" or state["End"] is True
             assert "Next" not in state
             for inner in machines(state):
                 check(inner)
@@ -93,7 +100,8 @@ def test_only_fields_that_all_three_executors_know(mode: Mode, tolerated: float)
     known = {
         "Map": {"ItemsPath", "ItemReader", "ItemSelector", "ItemProcessor", "MaxConcurrency"} | tolerance,
         "Parallel": {"Branches"},
-        "Pass": {"OutputPath"},
+        "Choice": {"Choices", "Default"},
+        "Pass": {"OutputPath", "Parameters"},
         "Task": {"Resource", "Parameters", "TimeoutSeconds", "Retry", "Catch", "OutputPath"},
     }
     for _, state in states(made(mode, concurrency=5, tolerated=tolerated)):
@@ -203,19 +211,34 @@ def test_elsewhere_a_failure_becomes_the_items_output(mode: Mode) -> None:
     for task in tasks:
         (catch,) = task["Catch"]
         assert (catch["ErrorEquals"], catch["ResultPath"]) == (["States.ALL"], "$.failure")
-    passing = [state for _, state in states(made(mode, tolerated=0.5)) if state["Type"] == "Pass"]
-    assert [state["OutputPath"] for state in passing] == ["$.failure"] * len(tasks)
 
 
-@pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
-def test_causes_must_fit_the_output(mode: Mode) -> None:
-    assert choose_mode(mode, CAUGHT_LIMIT, 1) is mode
-    for attempt in (lambda: choose_mode(mode, CAUGHT_LIMIT + 1, 1), lambda: made(mode, CAUGHT_LIMIT + 1, tolerated=1)):
-        with pytest.raises(
-            ConfigError, match=r"with compute\.tolerated_failures takes at most 100 batches .*, not 101"
-        ):
+def test_a_branch_beyond_the_first_ones_tells_the_errors_name_alone() -> None:
+    passing = [
+        state for _, state in states(made(Mode.PARALLEL, KEPT_CAUSES + 2, tolerated=1)) if state["Type"] == "Pass"
+    ]
+    assert [state.get("OutputPath") for state in passing] == ["$.failure"] * KEPT_CAUSES + [None] * 2
+    assert [state.get("Parameters") for state in passing[-2:]] == [{"Error.$": "$.failure.Error"}] * 2
+
+
+def test_an_item_beyond_the_first_ones_tells_the_errors_name_alone() -> None:
+    made_ = made(Mode.INLINE_MAP, tolerated=1)["States"]["Gradients"]
+    assert made_["ItemSelector"]["place.$"] == "$$.Map.Item.Index"
+    inner = made_["ItemProcessor"]["States"]
+    (early,) = inner["Failed"]["Choices"]
+    assert (early["Variable"], early["NumericLessThan"]) == ("$.place", KEPT_CAUSES)
+    assert inner[early["Next"]]["OutputPath"] == "$.failure"
+    assert inner[inner["Failed"]["Default"]]["Parameters"] == {"Error.$": "$.failure.Error"}
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_with_tolerance_too_a_mode_fits_at_its_limit(mode: Mode) -> None:
+    most = CAUGHT_LIMITS[mode]
+    assert len(render(made(mode, most, tolerated=1)).encode()) <= DEFINITION_LIMIT_BYTES
+    why = "with compute.tolerated_failures " if most < LIMITS[mode] else ""
+    for attempt in (lambda: choose_mode(mode, most + 1, 1), lambda: made(mode, most + 1, tolerated=1)):
+        with pytest.raises(ConfigError, match=f"machine {why}takes at most {most:,} batches .*, not {most + 1:,}"):
             attempt()
-    assert choose_mode("auto", 10_000, 0.1) is Mode.DISTRIBUTED_MAP
 
 
 def test_an_unknown_mode_is_refused() -> None:

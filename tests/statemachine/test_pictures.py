@@ -126,7 +126,7 @@ class TestCommand:
             (["draw", "--batches", "10001"], "at most 10,000 batches a round, not 10,001"),
             (["render", "--batches", "3", "--mode", "express"], "'express' is none of auto, inline_map"),
             (["render", "--batches", "3", "--tolerated-failures", "1.5"], "must be a whole number of batches"),
-            (["render", "--batches", "101", "--mode", "parallel", "--tolerated-failures", "1"], "at most 100 batches"),
+            (["render", "--batches", "601", "--mode", "parallel", "--tolerated-failures", "1"], "at most 600 batches"),
             (["render", "--batches", "3", "--timeout-seconds", "901"], "compute.timeout_seconds = 901"),
             (["render", "--batches", "3", "--function", ""], "--function is empty"),
             (["draw", "--batches", "3", "--svg", "absent/x.svg"], "--svg absent/x.svg: the picture cannot be written"),

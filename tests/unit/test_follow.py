@@ -153,4 +153,8 @@ def test_what_events_tell_beside_the_reports(tmp_path: Path) -> None:
     write(path, *({**rejected, "rank": rank, "reason": "signature"} for rank in (0, 1)))
     write(path, {**rejected, "rank": 0, "reason": "stale"}, {**rejected, "rank": 0, "reason": "run", "sender": None})
     by_sender = {"3": {"signature": 2, "stale": 1}, "unknown": {"run": 1}}
-    assert Told.of(path) == Told(rounds=5, restarts={1: 2, 2: 1}, rejected=by_sender)
+    failed = [(1, 2, 3), (1, 2, 2), (1, 4, 1), (2, 2, 1)]
+    write(path, *({"event": "batches_failed", "rank": rank, "round": t, "failed": n} for rank, t, n in failed))
+    assert Told.of(path) == Told(
+        rounds=5, restarts={1: 2, 2: 1}, rejected=by_sender, batches_failed={1: 2 + 1, 2: 1}
+    ), "a round that was computed again counts once"

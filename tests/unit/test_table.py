@@ -44,5 +44,11 @@ def test_whom_aggregation_left_out_or_clipped_is_told() -> None:
     assert shown["clipped"] == "by krum, of 10 rounds: peer 1 in 2"
 
 
+def test_batches_that_rounds_went_on_without_are_told_by_peer() -> None:
+    assert rows(Told(batches_failed={1: 2, 3: 10}))["not in a mean"] == (
+        "batches that failed for good: 2 of peer 1, 10 of peer 3"
+    )
+
+
 def test_nothing_is_told_where_there_is_nothing_to_tell() -> None:
-    assert not rows(Told()).keys() & {"rejected", "left out", "clipped"}
+    assert not rows(Told()).keys() & {"rejected", "left out", "clipped", "not in a mean"}
