@@ -159,6 +159,11 @@ def pack_blank(header: FrameHeader) -> bytes:
     return leading.ljust(_padded(len(leading)), b"\0")
 
 
+def header_bytes(run: str, codec: str) -> int:
+    """Length of the header of a frame of `run` with `codec` and without extensions."""
+    return _padded(_FIXED.size + len(run.encode()) + len(codec.encode()))
+
+
 def _padded(length: int) -> int:
     return -(-length // _ALIGNMENT) * _ALIGNMENT
 

@@ -61,6 +61,7 @@ from contract.header import DIGEST_AT, FIXED_BYTES, pack_blank, parse
 from contract.header import Blob as Blob
 from contract.header import FrameHeader as FrameHeader
 from contract.header import Kind as Kind
+from contract.header import header_bytes as header_bytes
 from contract.header import pack_header as pack_header
 
 

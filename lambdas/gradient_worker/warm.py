@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from contract.models import build
 from contract.store import ObjectStore
 from contract.tasks import GradientTask, ModelSpec
 from contract.tensors import Buffers, Layout, decode_weights, flatten, load
+from contract.trained_part import TrainedPart
 from lambdas.gradient_worker.gradient import Weights
 from lambdas.gradient_worker.shared import SharedFiles
 
@@ -85,7 +87,7 @@ class Warm:
 
     def weights(self, task: GradientTask, kept: Kept) -> Weights:
         """The weights that the task names, in the model unless they are `apart`; fetched once per process and version,
-        and checked against their hash.
+        of a model that is mostly frozen only what training changes, and checked against their hash.
 
         Raises ObjectMissing, CorruptObject or WeightsMismatch.
         """
@@ -96,7 +98,9 @@ class Warm:
             self._waiting.move_to_end(name)
             return Weights(*self._waiting[name])
         if kept.name != name:
-            found = self._waiting.pop(name, None) or self._read(task, kept.layout, copy=False)
+            found = (
+                self._waiting.pop(name, None) or self._changes(task, kept) or self._read(task, kept.layout, copy=False)
+            )
             before = kept.name, kept.buffers
             kept.name = ""
             flat, buffers = found
@@ -113,24 +117,47 @@ class Warm:
         while len(self._waiting) > 1 and held > WEIGHTS_BYTES:
             held -= self._waiting.popitem(last=False)[1][0].nbytes
 
+    def _changes(self, task: GradientTask, kept: Kept) -> tuple[NDArray[np.float32], Buffers] | None:
+        """The model's own weights with what training has changed since; None where that is most of them, or where they
+        are no earlier ones of the same run."""
+        part = TrainedPart.of(kept.layout, task.run) if kept.name else None
+        if part is None:
+            return None
+        name = f"{task.weights_sha256} trained part"
+        try:
+            blob, _ = self._bytes(
+                name, lambda: part.read(lambda offset, length: self._store.get_range(task.weights, offset, length))
+            )
+            return part.applied(flatten(kept.model, kept.layout), blob, task.weights_sha256)
+        except (CorruptObject, WeightsMismatch):
+            self._forget(name)
+            return None
+
     def _read(self, task: GradientTask, layout: Layout, *, copy: bool) -> tuple[NDArray[np.float32], Buffers]:
         """From the machine's files, else from S3. What other processes left there is checked as if it came from S3."""
         name = task.weights_sha256
-
-        def fetch() -> bytes:
-            self.fetches += 1
-            return self._store.get(task.weights)
-
-        if self._shared is None:
-            return decode_weights(layout, fetch(), name, copy=copy)
-        blob, fetched = self._shared.read(name, fetch)
+        blob, fetched = self._bytes(name, lambda: self._store.get(task.weights))
         try:
             return decode_weights(layout, blob, name, copy=copy)
         except (CorruptObject, WeightsMismatch):
-            self._shared.forget(name)
+            self._forget(name)
             if fetched:
                 raise
-        return decode_weights(layout, fetch(), name, copy=copy)
+        self.fetches += 1
+        return decode_weights(layout, self._store.get(task.weights), name, copy=copy)
+
+    def _bytes(self, name: str, fetch: Callable[[], bytes]) -> tuple[bytes, bool]:
+        """What the machine's files hold under a name, and whether `fetch` had to give it."""
+
+        def counted() -> bytes:
+            self.fetches += 1
+            return fetch()
+
+        return (counted(), True) if self._shared is None else self._shared.read(name, counted)
+
+    def _forget(self, name: str) -> None:
+        if self._shared is not None:
+            self._shared.forget(name)
 
 
 def _short(digest: str) -> str:

@@ -21,10 +21,10 @@ from contract.errors import ModelError
 from contract.gradients import GradientMean, ParametersChanged
 from contract.modelspec import ModelSpec
 from contract.tasks import GradientTask
-from contract.tensors import flatten, read_buffers
+from contract.tensors import encode_weights, flatten, read_buffers, weights_hash
 from lambdas.gradient_worker import warm
 from lambdas.gradient_worker.handler import GradientWorker
-from tests.fakes.gradient_round import PLAIN, SPEC, GradientRound, prepare
+from tests.fakes.gradient_round import PLACES, PLAIN, SPEC, GradientRound, prepare
 from tests.fakes.store import MemoryStore
 from tests.fakes.worker_memory import Files
 
@@ -162,3 +162,59 @@ def test_memory_of_a_worker_with_a_model_of_100_mb(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert 0.95 < found["held"] / size < 1.3, "the weights, and nothing of their size beside them"
     assert found["peak"] / size < 3.3, "weights, gradient and one frame"
+
+
+class Frozen(nn.Module):
+    """A large layer that stays as it is, and a small one behind it, with BatchNorm."""
+
+    def __init__(self, classes: int, image_size: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(image_size**2, 4_000).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(4_000)
+        self.head = nn.Linear(4_000, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        return self.head(self.norm(self.body(x.flatten(1))))
+
+
+def next_round(store: MemoryStore, made: GradientRound, body: float = 0.0) -> list[GradientTask]:
+    """Tasks at weights that differ from the round's: the head's by training, the body's by `body`."""
+    flat, buffers = flatten(made.model, made.layout), read_buffers(made.model, made.layout)
+    for entry, view in made.layout.views(flat):
+        view += body if entry.name.startswith("body") else 0.25
+    sha256 = weights_hash(made.layout, flat, buffers)
+    store.put(
+        PLACES.weights(sha256), encode_weights(made.layout, flat, buffers, run="round", round=1, rank=0, incarnation=0)
+    )
+    return [replace(task, weights_sha256=sha256) for task in made.tasks]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "shared_folder"])
+def test_of_a_mostly_frozen_model_a_warm_worker_reads_what_training_changed(tmp_path: Path, together: bool) -> None:
+    store = MemoryStore()
+    made = prepare(store, replace(PLAIN, name=f"{__name__}:Frozen"))
+    later = next_round(store, made)
+    expected = [computed(start(store), store, task) for task in later]
+    shared = tmp_path if together else None
+    env = WorkerEnv(endpoint_url=None, region="us-east-1", code_dir=None, shared_dir=shared)
+    workers = [GradientWorker(env, store, SystemClock()) for _ in range(2)]
+    for worker in workers:
+        worker(made.tasks[0].to_event())
+    read: list[str] = []
+    store.before = lambda verb, place: read.append(verb) if place == later[0].weights else None
+    for worker in workers:
+        answer = worker(later[0].to_event())
+        assert answer.weights_fetched == (worker is workers[0] or not together)
+    assert read == ["get_range"] * (1 if together else 2)
+    assert [computed(workers[0], store, task) for task in later] == expected
+
+
+def test_weights_whose_frozen_part_is_another_are_read_whole() -> None:
+    store = MemoryStore()
+    made = prepare(store, replace(PLAIN, name=f"{__name__}:Frozen"))
+    later = next_round(store, made, body=0.5)
+    expected = computed(start(store), store, later[0])
+    worker = start(store)
+    worker(made.tasks[0].to_event())
+    assert computed(worker, store, later[0]) == expected
