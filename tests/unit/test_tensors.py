@@ -23,14 +23,13 @@ from contract.tensors import (
     encode_weights,
     flat_gradient,
     flatten,
-    from_safetensors,
     load,
     pack_buffers,
     read_buffers,
-    to_safetensors,
     unpack_buffers,
     weights_hash,
 )
+from contract.weights_file import from_safetensors, to_safetensors
 
 Weights = tuple[Layout, NDArray[np.float32], Buffers]
 
