@@ -19,9 +19,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -85,7 +82,7 @@ class Layout:
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise ModelError(f"parameter {name} of the model has no shape yet; run lazy modules once before use")
             if parameter.dtype != torch.float32:
-                raise ModelError(f"parameter {name} of the model is {_dtype_name(parameter)}, but must be float32")
+                raise ModelError(f"parameter {name} of the model is {dtype_name(parameter)}, but must be float32")
             parameters.append(_entry(name, parameter, names))
         if not parameters:
             raise ModelError("the model has no parameters, so there is nothing to train")
@@ -94,9 +91,9 @@ class Layout:
 
         buffers = []
         for name, buffer in _persistent_buffers(model).items():
-            if _dtype_name(buffer) not in BUFFER_DTYPES:
+            if dtype_name(buffer) not in BUFFER_DTYPES:
                 known = ", ".join(BUFFER_DTYPES)
-                raise ModelError(f"buffer {name} of the model is {_dtype_name(buffer)}, which is none of {known}")
+                raise ModelError(f"buffer {name} of the model is {dtype_name(buffer)}, which is none of {known}")
             buffers.append(_entry(name, buffer, names))
         return cls(tuple(parameters), tuple(buffers))
 
@@ -314,63 +311,14 @@ def decode_weights(
     return flat.astype(np.float32, copy=copy), buffers
 
 
-def to_safetensors(layout: Layout, flat: NDArray[np.float32], buffers: Buffers) -> bytes:
-    """Parameters and buffers by name as a safetensors file; tied parameters once, under their first name.
-
-    Raises WeightsMismatch if the values do not fit the layout.
-    """
-    check_values(layout, flat, buffers)
-    tensors: dict[str, NDArray[Any]] = {entry.name: view for entry, view in layout.views(flat)}
-    tensors.update({name: np.ascontiguousarray(value).reshape(value.shape) for name, value in buffers.items()})
-    blob: bytes = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    return blob
-
-
-def from_safetensors(layout: Layout, blob: bytes) -> tuple[NDArray[np.float32], Buffers]:
-    """Read parameters (as a new flat vector (n,)) and buffers from a safetensors file.
-
-    Floating-point values of another width are converted; a tied parameter may go by any of its names. Raises
-    ModelError that names the first tensor that is missing, has the wrong shape or kind, isn't finite, or is unknown to
-    the model.
-    """
-    try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(blob)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ModelError(f"the initial weights are not a readable safetensors file ({error})") from error
-
-    flat = np.empty(layout.elements, np.float32)
-    for entry, view in layout.views(flat):
-        np.copyto(view, _stored_tensor(entry, tensors))
-    buffers: Buffers = {entry.name: _stored_tensor(entry, tensors) for entry in layout.buffers}
-    known = {name for entry in (*layout.parameters, *layout.buffers) for name in (entry.name, *entry.aliases)}
-    if (name := not_finite(layout, flat)) is not None:
-        raise ModelError(f"{name} of the initial weights holds NaN or infinity")
-    if unknown := sorted(tensors.keys() - known):
-        raise ModelError(f"the initial weights hold {unknown[0]}, which the model does not have")
-    return flat, buffers
-
-
-def _stored_tensor(entry: Entry, tensors: Mapping[str, torch.Tensor]) -> NDArray[Any]:
-    """A new array with the entry's shape and dtype. Raises ModelError."""
-    name = next((name for name in (entry.name, *entry.aliases) if name in tensors), None)
-    if name is None:
-        raise ModelError(f"the initial weights lack {entry.name}")
-    tensor = tensors[name]
-    if tuple(tensor.shape) != entry.shape:
-        raise ModelError(
-            f"{name} of the initial weights has shape {list(tensor.shape)}, but the model has {list(entry.shape)}"
-        )
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
-        raise ModelError(f"{name} of the initial weights is {_dtype_name(tensor)}, but the model has {entry.dtype}")
-    array: NDArray[Any] = tensor.to(dtype).numpy().copy()
-    return array
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _entry(name: str, tensor: torch.Tensor, names: Mapping[int, list[str]]) -> Entry:
     aliases = tuple(other for other in names[id(tensor)] if other != name)
     trainable = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
-    return Entry(name, tuple(tensor.shape), _dtype_name(tensor), aliases, trainable)
+    return Entry(name, tuple(tensor.shape), dtype_name(tensor), aliases, trainable)
 
 
 def _all_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
@@ -399,11 +347,7 @@ def _buffers(model: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
 def _check_model(entries: tuple[Entry, ...], found: Mapping[str, torch.Tensor], what: str) -> None:
     for entry in entries:
         tensor = found.get(entry.name)
-        if tensor is None or tuple(tensor.shape) != entry.shape or _dtype_name(tensor) != entry.dtype:
+        if tensor is None or tuple(tensor.shape) != entry.shape or dtype_name(tensor) != entry.dtype:
             raise WeightsMismatch(f"the model has no {what} {entry.name} of {entry.dtype} {list(entry.shape)}")
     if len(found) != len(entries):
         raise WeightsMismatch(f"the model has {len(found)} {what}s, but its layout has {len(entries)}")
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -42,7 +42,7 @@ from contract.records import Heartbeat, Member, MemberRef
 from contract.runspec import RunSpec
 from contract.signing import SigningKey
 from contract.store import S3Store
-from peer_agent.actions import Actions, Ports
+from peer_agent.actions import Actions
 from peer_agent.actions_async import AsyncActions
 from peer_agent.actions_sync import SyncActions
 from peer_agent.background import Threads
@@ -51,6 +51,7 @@ from peer_agent.exchange import open_exchange
 from peer_agent.keyring import USE
 from peer_agent.membership import ARITHMETIC, claim
 from peer_agent.metrics import StageMetrics
+from peer_agent.ports import Ports
 from peer_agent.records import Records, new_nonce
 from peer_agent.runner import Runner, is_alone
 

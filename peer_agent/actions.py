@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +17,8 @@ from contract import models
 from contract.algorithms import Algorithm, algorithm, local_steps
 from contract.averaging import Remarks
 from contract.batches import Manifest
-from contract.clock import Clock
 from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
-from contract.events import EventLog
 from contract.extensions import MAX_SHARDS
 from contract.history import History
 from contract.local_steps import LocalSteps
@@ -33,65 +29,27 @@ from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.seeds import public_seed
 from contract.sharding import Sharding
-from contract.signing import SigningKey
 from contract.tensors import Buffers, Layout
 from contract.wire import FrameHeader
 from peer_agent import signals as s
 from peer_agent.admission import FrameRules
-from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
+from peer_agent.bill import Bill
 from peer_agent.conduct import CONTENT
 from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
 from peer_agent.exchange.topology import Topology, topology
+from peer_agent.machine import Machine
 from peer_agent.membership import Fence
-from peer_agent.meter import Meter
 from peer_agent.newcomers import UNJOINED, Newcomers
 from peer_agent.pieces import Pieces
-from peer_agent.ports import CountedStore, Exchange, GradientService, Metrics, RoundGradient, StageRecord
+from peer_agent.ports import Ports, RoundGradient
+from peer_agent.reception import Reception
 from peer_agent.records import Records
 from peer_agent.spool import Spool
 from peer_agent.trust import Trust
 from peer_agent.update import Update
 from peer_agent.validation import Validator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """Everything outside of this process's own memory."""
-
-    store: CountedStore
-    exchange: Exchange
-    gradients: GradientService
-    metrics: Metrics
-    events: EventLog
-    clock: Clock
-    background: Background
-    key: SigningKey
-    """This process's own, which its member record names."""
-
-
-class Machine(Protocol):
-    """The protocol as a state machine: `round.RoundMachine` or `asynchronous.AsyncMachine`."""
-
-    round: int
-
-    @property
-    def members(self) -> tuple[MemberRef, ...]: ...
-
-    @property
-    def leaving(self) -> bool: ...
-
-    @property
-    def succession(self) -> tuple[int, ...] | None: ...
-
-    @property
-    def contributed(self) -> bool: ...
-
-    @property
-    def waiting(self) -> object: ...
-
-    def handle(self, event: s.Event) -> list[s.Command]: ...
 
 
 @dataclass
@@ -112,35 +70,6 @@ AT_ONCE = {"local": 1, "lambda": 2}
 TOLD_FAILURES = 5
 #: Bytes that a shard's payload may have beyond its part of the whole one's.
 SHARD_OVERHEAD = 256
-
-
-class Reception:
-    """The stage `receive`: from the own contribution's departure to the commit, and from the update to the barrier."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._open = ExitStack()
-        self._stage: StageRecord | None = None
-        self._early_bytes = 0  # of frames that came while no stage was open
-
-    def begin(self, round: int) -> None:
-        """From here on this peer waits for others."""
-        self.end()
-        self._stage = self._open.enter_context(self._metrics.stage("receive", round))
-        self._stage.bytes_in += self._early_bytes
-        self._early_bytes = 0
-
-    def received(self, bytes_in: int) -> None:
-        """Count what came, whether or not anyone was waiting for it."""
-        if self._stage is None:
-            self._early_bytes += bytes_in
-        else:
-            self._stage.bytes_in += bytes_in
-
-    def end(self) -> None:
-        """The wait is over, if there was one."""
-        self._open.close()
-        self._stage = None
 
 
 class Actions:
@@ -180,9 +109,7 @@ class Actions:
         """In how many rounds aggregation took nothing of a rank's contribution."""
         self.clipped: Counter[int] = Counter()
         """In how many rounds it scaled a rank's gradient down."""
-        self.invocations = 0
-        self.executions = 0
-        self.meter = Meter(spec, ports.clock.now())
+        self.bill = Bill(spec, ports)
         self.final_model = ""
         """Hash of the weights that the run hands over; empty until they are known."""
         self.best_loss: float | None = None
@@ -291,7 +218,7 @@ class Actions:
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
             per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
-            self.charge(gradient.invocations, gradient.executions, per_worker)
+            self.bill.charge(gradient.invocations, gradient.executions, per_worker)
             own.gradient = gradient
             self._computing -= 1
             if own.round < self.machine.round:
@@ -308,17 +235,11 @@ class Actions:
         fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
         self.ports.events.emit("round_started", round=own.round, fields=fields)
         invocations = 1 if steps is not None else len(self.spec.batches_for_round(self.me.rank, own.round))
-        self.meter.begin(invocations, self.ports.clock.monotonic())
+        self.bill.begin(invocations)
         if own.validate:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers, steps), gradient_done)
         return []
-
-    def charge(self, invocations: int, executions: int, per_worker: int = 1) -> None:
-        """Count what a round's gradient took, whatever has come of it."""
-        self.meter.end(invocations, executions, self.ports.clock.monotonic(), per_worker)
-        self.invocations += invocations
-        self.executions += executions
 
     def _late(self, own: _Own, gradient: RoundGradient) -> None:
         """A gradient of a round that others have committed: it is kept where error feedback can send it later."""
@@ -442,23 +363,6 @@ class Actions:
         if decision.lr_reduced:
             self.ports.events.emit("lr_reduced", round=round, fields={"lr": decision.lr})
         return decision.stop
-
-    @property
-    def usd(self) -> float | None:
-        """At most so much is this peer's share of the run's bill so far, in US dollars; None without prices."""
-        return self.meter.usd(self.ports.clock.now(), self.ports.clock.monotonic(), self.ports.store.counts)
-
-    @property
-    def spent(self) -> bool:
-        """Whether that has reached this peer's share of `aws.max_usd`."""
-        return self.meter.reached(self.ports.clock.now(), self.ports.clock.monotonic(), self.ports.store.counts)
-
-    def tell_bill(self, round: int) -> None:
-        """Show the bill once a round, where there are prices."""
-        usd = self.usd
-        if usd is not None:
-            fields = {"usd": usd, "limit_usd": self.meter.limit_usd}
-            self.ports.events.emit("bill", round=round, fields=fields)
 
     def conclude(self) -> None:
         """The run has ended: settle which weights it hands over."""

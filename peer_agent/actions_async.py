@@ -13,12 +13,13 @@ from contract.records import Member, MemberRef
 from contract.runspec import RunSpec
 from contract.wire import FrameHeader, Kind
 from peer_agent import signals as s
-from peer_agent.actions import Actions, Ports
+from peer_agent.actions import Actions
 from peer_agent.asynchronous import AsyncMachine, AsyncRules
 from peer_agent.conduct import CONTENT
 from peer_agent.contributions import UnusableContent
 from peer_agent.latest import staleness
 from peer_agent.own_weights import OwnWeights
+from peer_agent.ports import Ports
 
 
 class AsyncActions(Actions):
@@ -111,7 +112,7 @@ class AsyncActions(Actions):
             self.contributions.settle(headers)
         self.tell_aggregated(round)
         self.rounds_applied += 1
-        self.tell_bill(round)
+        self.bill.tell(round)
         self.spool.retain({header.digest for header in headers})
         self.own_weights.forget_all_but(self.machine.weights)
         too_old = round - self.spec.config.exchange.max_staleness - 1

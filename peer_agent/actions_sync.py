@@ -16,11 +16,12 @@ from contract.runspec import RunSpec
 from contract.sharding import Sharding
 from contract.wire import FrameHeader
 from peer_agent import signals as s
-from peer_agent.actions import Actions, Ports
+from peer_agent.actions import Actions
 from peer_agent.barrier import Retention
 from peer_agent.checkpoint import Checkpoints, capture_common, capture_own, restore_common, restore_own
 from peer_agent.convergence import ConvergenceState
 from peer_agent.membership import ARITHMETIC
+from peer_agent.ports import Ports
 from peer_agent.recovery import Recovery
 from peer_agent.reducing import Reducing
 from peer_agent.round import RoundMachine
@@ -294,7 +295,7 @@ class SyncActions(Actions):
         self._tell_members(commit)
         self._step(commit, headers)
         if commit.contributors:
-            self.tell_bill(commit.round)
+            self.bill.tell(commit.round)
         self.reception.begin(commit.round)
         excluded = self.trust.proven(commit, self.contributions.read, self.contributions.use)
         self.spool.forget_through(commit.round)  # before the weights may be put: each is as large as the model

@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.batches import BatchRef
+from contract.clock import Clock
+from contract.events import EventLog
 from contract.local_steps import LocalSteps
+from contract.signing import SigningKey
 from contract.store import ObjectStore, StoreCounts
 from contract.tensors import Buffers
+from peer_agent.background import Background
 
 
 @dataclass(frozen=True)
@@ -191,3 +195,18 @@ class CountedStore(ObjectStore, Protocol):
     """An object store that counts what goes through it."""
 
     counts: StoreCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything outside of this process's own memory."""
+
+    store: CountedStore
+    exchange: Exchange
+    gradients: GradientService
+    metrics: Metrics
+    events: EventLog
+    clock: Clock
+    background: Background
+    key: SigningKey
+    """This process's own, which its member record names."""

@@ -119,7 +119,7 @@ class Runner:
             if event is not None:
                 self.feed(event)
             exchange.acknowledge(delivery)
-        if not (self._spent or self.ended) and self.actions.spent:
+        if not (self._spent or self.ended) and self.actions.bill.spent:
             self._spent = True  # said once; a stop record that exists already ends the run anyway
             self.feed(s.LeaveRequested() if self._came_later else s.EndRequested(s.MAX_USD))
         self._look_at_the_clock()
@@ -250,7 +250,7 @@ class Runner:
         """
         text = str(error) if isinstance(error, PeerlessError) else f"{type(error).__name__}: {error}"
         if isinstance(error, GradientFailed):
-            self.actions.charge(error.invocations, error.executions)
+            self.actions.bill.charge(error.invocations, error.executions)
         alone = is_alone(error) or self._came_later
         self.ports.events.emit(
             "failed", round=self._round, fields={"error": text, **({"alone": True} if alone else {})}
@@ -292,12 +292,12 @@ class Runner:
             bytes_received=counts.bytes_received + stored.bytes_in,
             gradient_bytes_raw=actions.contributions.raw_bytes,
             gradient_bytes_encoded=actions.contributions.encoded_bytes,
-            lambda_invocations=actions.invocations,
-            state_machine_executions=actions.executions,
+            lambda_invocations=actions.bill.invocations,
+            state_machine_executions=actions.bill.executions,
             frames_rejected=actions.trust.conduct.by_sender(),
             left_out={str(rank): rounds for rank, rounds in actions.left_out.items()},
             clipped={str(rank): rounds for rank, rounds in actions.clipped.items()},
             stages=self.ports.metrics.totals(),
-            estimated_usd=actions.usd,
+            estimated_usd=actions.bill.usd,
             error=error,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from contract import models, tensors
+from contract import models, tensors, weights_file
 from contract.config import RunConfig
 from contract.errors import PeerlessError
 from contract.joining import Joined
@@ -73,7 +73,7 @@ def fetch_model(
     tested = None if test_batches is None else evaluate(model, loss, test_batches)
     return SavedModel(
         sha256=sha256,
-        safetensors=tensors.to_safetensors(layout, flat, buffers),
+        safetensors=weights_file.to_safetensors(layout, flat, buffers),
         test_loss=tested.loss if tested else None,
         test_accuracy=tested.accuracy if tested else None,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from contract import models, tensors
+from contract import models, tensors, weights_file
 from contract.algorithms import algorithm
 from contract.batches import share_count
 from contract.config import BUILT_IN_MODELS, RunConfig
@@ -47,7 +47,7 @@ class Workload:
             except OSError as error:
                 raise ModelError(f"init_from: {config.init_from} cannot be read ({error.strerror})") from error
             try:
-                tensors.load(model, layout, *tensors.from_safetensors(layout, blob))
+                tensors.load(model, layout, *weights_file.from_safetensors(layout, blob))
             except ModelError as error:
                 raise ModelError(f"init_from: {config.init_from}: {error}") from error
         return cls(prepared=prepared, spec=spec, layout=layout, model=model)

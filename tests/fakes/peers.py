@@ -21,14 +21,14 @@ from contract.records import Member, PeerReport
 from contract.runspec import RunSpec
 from contract.signing import SigningKey
 from contract.tensors import Layout
-from peer_agent.actions import Actions, Ports
+from peer_agent.actions import Actions
 from peer_agent.actions_async import AsyncActions
 from peer_agent.actions_sync import SyncActions
 from peer_agent.background import Threads
 from peer_agent.exchange.null import NullExchange, S3Pulses
 from peer_agent.keyring import USE
 from peer_agent.membership import claim
-from peer_agent.ports import Exchange
+from peer_agent.ports import Exchange, Ports
 from peer_agent.runner import Runner
 from tests.fakes.clock import FakeClock
 from tests.fakes.exchange import MemoryBroker, SteppedNullExchange

@@ -68,10 +68,10 @@ def test_a_failed_round_changes_no_weights(tmp_path: Path) -> None:
     cast.play()
     assert str(cast.peers[1].error) == SENTENCE
     assert isinstance(cast.peers[1].error, GradientFailed)
-    actions = cast.peers[1].actions
+    bill = cast.peers[1].actions.bill
     before = (2, 1)  # in round 0
     told = tuple(np.add(before, SPENT))
-    assert (actions.invocations, actions.executions) == told, "it cost what it cost"
+    assert (bill.invocations, bill.executions) == told, "it cost what it cost"
     report = cast.reports()[1]
     assert (report.lambda_invocations, report.state_machine_executions) == told
     first, last = commits(cast)

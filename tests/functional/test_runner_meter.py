@@ -25,7 +25,7 @@ def priced(tmp_path: Path, prices: Prices | None = PRICES, **changes: Any) -> Ca
     cast = Cast(configuration(epochs=50, **changes), (24, 24, 12), events=tmp_path / "events.jsonl")
     spec = dataclasses.replace(cast.spec, prices=prices)
     for peer in cast.peers:
-        peer.actions.meter = Meter(spec, cast.clock.now())
+        peer.actions.bill.meter = Meter(spec, cast.clock.now())
     return cast
 
 

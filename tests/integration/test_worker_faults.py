@@ -6,7 +6,6 @@ short; the workers reach S3 through a proxy that fails as told.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import threading
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,11 +22,11 @@ from contract.errors import GradientFailed
 from contract.keys import Place
 from contract.store import S3Store
 from infra.local.cloud import LocalCloud
-from infra.local.lambda_http import Handler, Server
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService
 from statemachines import Mode, definition
 from tests.chaos.s3_proxy import S3Proxy
 from tests.fakes.gradient_run import COUNTS, RANK, GradientRun, prepare
+from tests.fakes.throttle import Throttle
 
 FUNCTION, THROTTLED, HASTY = "faulty-worker", "throttled-worker", "hasty-worker"
 ROLE = "arn:aws:iam::000000000000:role/peerless-local"
@@ -37,31 +35,6 @@ MEMORY_MB, HOARD_MB = 480, 450
 TIMEOUT_SECONDS, HASTY_SECONDS = 40, 3
 BROKEN = 1
 OTHERS = sum(COUNTS) - COUNTS[BROKEN]
-
-
-class Throttle:
-    """Stands in front of the Lambda service, and refuses the next `left` invocations as Lambda does, with 429."""
-
-    def __init__(self, target: str) -> None:
-        self.left = self.refused = 0
-        parts = urlsplit(target)
-        throttle = self
-
-        class Front(Handler):
-            def do_POST(self) -> None:
-                body = self.body()
-                if throttle.left > 0:
-                    throttle.left -= 1
-                    throttle.refused += 1
-                    self.answer_json(429, {"errorType": "TooManyRequestsException", "errorMessage": "Rate Exceeded."})
-                    return
-                connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
-                connection.request("POST", parts.path, body)
-                answer = connection.getresponse()
-                self.answer(answer.status, answer.read())
-                connection.close()
-
-        self.server = Server(Front)
 
 
 @dataclass
