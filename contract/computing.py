@@ -20,7 +20,8 @@ class ComputeConfig(Section):
     service: Literal["lambda", "local"] = "lambda"
     """`lambda`: Step Functions and Lambda workers. `local`: in the peer's own process (the instance-based baseline)."""
     state_machine: Literal["auto", "inline_map", "distributed_map", "parallel"] = "auto"
-    """Form of the generated definition; `auto` takes `inline_map` up to 40 batches a round, else `distributed_map`."""
+    """Form of the generated definition; `auto` takes `inline_map` where no more than 40 may run at once (there are no
+    more in a round, or `concurrency` says so), up to 900 a round, else `distributed_map`."""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """Gradient workers at once per peer's map; 0 leaves it to the service."""
     batches_per_worker: Positive | Literal["auto"] = 1

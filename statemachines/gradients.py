@@ -38,7 +38,7 @@ class Mode(StrEnum):
 
 
 DEFINITION_LIMIT_BYTES = 1_000_000
-#: `auto` takes the inline map up to this count, because beyond it batches would wait for one another.
+#: `auto` takes the inline map where no more may run at once, because beyond it batches would wait for one another.
 INLINE_CONCURRENCY = 40
 #: Seven events per item make 25,000 last for some 3,500 items; a quarter of that leaves every item room for retries,
 #: and the descriptions of so many batches (some 200 bytes each) still fit one payload of 256 KiB.
@@ -58,13 +58,17 @@ LIMITS = {Mode.INLINE_MAP: INLINE_LIMIT, Mode.PARALLEL: PARALLEL_LIMIT, Mode.DIS
 CAUGHT_LIMITS = {**LIMITS, Mode.PARALLEL: CAUGHT_PARALLEL_LIMIT}
 
 
-def choose_mode(setting: str, batches: int, tolerated: float = 0) -> Mode:
-    """The mode for `batches` a round: `setting` itself, or for `auto` the simplest that runs them all at once.
+def choose_mode(setting: str, batches: int, tolerated: float = 0, concurrency: int = 0) -> Mode:
+    """The mode for `batches` a round: `setting` itself, or for `auto` the simplest that runs as many of them at once as
+    `concurrency` lets.
 
-    `tolerated` as in `definition`. Raises ConfigError for an unknown setting, or for more batches than the mode takes.
+    `tolerated` and `concurrency` as in `definition`. Raises ConfigError for an unknown setting, or for more batches
+    than the mode takes.
     """
     if setting == "auto":
-        mode = Mode.INLINE_MAP if batches <= INLINE_CONCURRENCY else Mode.DISTRIBUTED_MAP
+        at_once = min(batches, concurrency or batches)
+        inline = at_once <= INLINE_CONCURRENCY and batches <= INLINE_LIMIT
+        mode = Mode.INLINE_MAP if inline else Mode.DISTRIBUTED_MAP
     else:
         try:
             mode = Mode(setting)

@@ -83,7 +83,7 @@ def _definition(
     if not function:
         raise ConfigError("--function is empty; name a function, or leave the option out")
     return definition(
-        choose_mode(mode, batches, compute.tolerated_failures),
+        choose_mode(mode, batches, compute.tolerated_failures, compute.concurrency),
         function_arn=function,
         batches=batches,
         concurrency=compute.concurrency,

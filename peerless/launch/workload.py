@@ -72,5 +72,10 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     if config.compute.service == "local":
         return config
     compute = config.compute
-    mode = choose_mode(compute.state_machine, max(batches_per_round(config, batches)), compute.tolerated_failures)
+    mode = choose_mode(
+        compute.state_machine,
+        max(batches_per_round(config, batches)),
+        compute.tolerated_failures,
+        compute.concurrency,
+    )
     return config.model_copy(update={"compute": compute.model_copy(update={"state_machine": mode.value})})

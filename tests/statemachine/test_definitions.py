@@ -157,6 +157,20 @@ def test_auto_takes_the_inline_map_as_long_as_all_run_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("batches", "concurrency", "expected"),
+    [
+        (41, 40, Mode.INLINE_MAP),
+        (900, 7, Mode.INLINE_MAP),
+        (901, 7, Mode.DISTRIBUTED_MAP),
+        (41, 41, Mode.DISTRIBUTED_MAP),
+        (40, 400, Mode.INLINE_MAP),
+    ],
+)
+def test_auto_takes_it_too_where_no_more_may_run_at_once(batches: int, concurrency: int, expected: Mode) -> None:
+    assert choose_mode("auto", batches, concurrency=concurrency) is expected
+
+
 @pytest.mark.parametrize("mode", Mode)
 def test_a_mode_can_be_asked_for_by_name(mode: Mode) -> None:
     assert choose_mode(str(mode), 3) is mode

@@ -99,14 +99,14 @@ class TestCommand:
             main()
         return int(ended.value.code or 0)
 
-    @pytest.mark.parametrize(("mode", "batches"), [("auto", 12), ("auto", 41), ("parallel", 3), ("inline_map", 1)])
+    @pytest.mark.parametrize(("mode", "batches"), [("auto", 12), ("auto", 901), ("parallel", 3), ("inline_map", 1)])
     def test_render_prints_what_a_run_would_use(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, batches: int
     ) -> None:
         options = ["--concurrency", "7", "--timeout-seconds", "60", "--tolerated-failures", "2", "--function", LONG]
         assert self.run(monkeypatch, "render", "--batches", str(batches), "--mode", mode, *options) == 0
         printed = capsys.readouterr()
-        assert json.loads(printed.out) == made(choose_mode(mode, batches, 2), batches, 2)
+        assert json.loads(printed.out) == made(choose_mode(mode, batches, 2, 7), batches, 2)
         assert printed.err == ""
 
     def test_draw_prints_a_chart_or_writes_a_picture(
