@@ -48,8 +48,8 @@ PARALLEL_LIMIT, CAUGHT_PARALLEL_LIMIT = 700, 600
 #: A child's output is one small number, so that ten thousand of them stay far below 256 KiB.
 DISTRIBUTED_LIMIT = 10_000
 #: An output of 256 KiB holds so many causes of 2.6 KB each (Lambda's error object with a message and a stack trace),
-#: and the names alone of 820 errors more.
-KEPT_CAUSES = 80
+#: and the names alone of 840 errors more, with room for what states carry beside it.
+KEPT_CAUSES = 60
 #: An invocation may wait for a free worker (a local service queues where AWS throttles) before its own time counts.
 QUEUE_SECONDS = 900
 

@@ -61,8 +61,13 @@ def start(place: Workplace, *arguments: str, epochs: int = 500, run_dir: str = "
         command, cwd=place.path, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: process.poll() is not None or rounds_of(place.path / run_dir) >= 3, "the third round", 90)
-    assert process.poll() is None, process.communicate()
+    try:
+        wait_for(lambda: process.poll() is not None or rounds_of(place.path / run_dir) >= 3, "the third round", 180)
+        assert process.poll() is None, process.communicate()
+    except AssertionError:
+        process.kill()
+        process.communicate()
+        raise
     return process
 
 

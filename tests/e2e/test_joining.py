@@ -164,6 +164,7 @@ def test_a_run_that_was_joined_and_killed_goes_on_with_the_data_that_are_there(l
 
 
 def test_what_does_not_fit_is_told_before_anything_is_joined(workplace: Workplace) -> None:
+    """To a run that is going on; what needs none is in tests/functional/test_join_refusals.py."""
     place, folder = workplace, workplace.path / "unfit"
     x, y = blobs(60, 7)
     np.savez(place.path / "wide.npz", x=np.repeat(x, 2, axis=2), y=y)
@@ -173,7 +174,6 @@ def test_what_does_not_fit_is_told_before_anything_is_joined(workplace: Workplac
     try:
         for data, arguments, sentence_ in (
             ("wide.npz", [], "has samples of shape (1, 8, 16), and the run was started with (1, 8, 8)"),
-            ("absent.npz", [], "--data absent.npz: there is no such file or folder"),
             ("own.npz", ["--set", "data.image_size=4"], "whoever joins a run brings data and nothing else"),
         ):
             done = place.peerless("join", "unfit", "--data", data, *arguments)
@@ -183,8 +183,3 @@ def test_what_does_not_fit_is_told_before_anything_is_joined(workplace: Workplac
     finally:
         run.terminate()
         ended(run)
-    done = place.peerless("join", "unfit", "--data", "own.npz")
-    assert done.returncode == 2
-    assert "is not going on, and only a run that is can be joined" in sentence(done)
-    done = place.peerless("join", "nowhere", "--data", "own.npz")
-    assert "there is no run of that name in runs" in sentence(done)

@@ -44,7 +44,7 @@ class MemoryStepFunctions:
         self.sync_starts = 0
         self.retries = 0
         self.tolerated: int | None = None
-        self.kept_causes = 80
+        self.kept_causes = 60
         self.sync_status: str | None = None  # with which an Express execution ends whatever its workers did
         self._left: dict[str, int] = {}
 
