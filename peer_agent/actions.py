@@ -40,6 +40,7 @@ from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.background import Background
 from peer_agent.barrier import WeightsShelf
+from peer_agent.compute.reduced import planned_reducers
 from peer_agent.conduct import CONTENT
 from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
@@ -291,7 +292,8 @@ class Actions:
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
             per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
-            self.meter.end(gradient.invocations, gradient.executions, self.ports.clock.monotonic(), per_worker)
+            moment = self.ports.clock.monotonic()
+            self.meter.end(gradient.invocations, gradient.executions, moment, per_worker, gradient.reducers)
             self.invocations += gradient.invocations
             self.executions += gradient.executions
             own.gradient = gradient
@@ -310,7 +312,8 @@ class Actions:
         fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
         self.ports.events.emit("round_started", round=own.round, fields=fields)
         invocations = 1 if steps is not None else len(self.spec.batches_for_round(self.me.rank, own.round))
-        self.meter.begin(invocations, self.ports.clock.monotonic())
+        reducers = planned_reducers(self.spec.config.compute, flat.size, invocations)
+        self.meter.begin(invocations, self.ports.clock.monotonic(), reducers)
         if own.validate:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers, steps), gradient_done)
@@ -345,6 +348,8 @@ class Actions:
             causes = list(gradient.failures[:TOLD_FAILURES])
             failed = {"failed": len(gradient.failures), "samples": gradient.samples, "causes": causes}
             self.ports.events.emit("batches_failed", round=own.round, fields=failed)
+        if gradient.not_reduced:
+            self.ports.events.emit("not_reduced", round=own.round, fields={"cause": gradient.not_reduced})
         if gradient.work is not None:
             fields = {"invocations": gradient.invocations, "loss": gradient.loss, **asdict(gradient.work)}
             self.ports.events.emit("worked", round=own.round, fields=fields)
