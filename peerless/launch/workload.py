@@ -11,10 +11,12 @@ from torch import nn
 from contract import models, tensors
 from contract.algorithms import algorithm
 from contract.batches import share_count
+from contract.codec import codec
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
 from contract.modelspec import ModelSpec
 from contract.objective import loss_function
+from contract.tree import ever_reduces
 from peerless import data
 from statemachines import choose_mode
 
@@ -74,3 +76,15 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     compute = config.compute
     mode = choose_mode(compute.state_machine, max(batches_per_round(config, batches)), compute.tolerated_failures)
     return config.model_copy(update={"compute": compute.model_copy(update={"state_machine": mode.value})})
+
+
+def resolve(config: RunConfig, work: Workload) -> RunConfig:
+    """The same, and `compute.reduce = auto` becomes `never` where no round of this model and these batches is worth
+    reducing: then nothing is made for it."""
+    resolved = resolve_mode(config, work.prepared.batches)
+    compute, elements = resolved.compute, work.layout.elements
+    most = max(invocations_per_round(config, work.prepared.batches))
+    encoded, mean = (codec(name).encoded_bytes(elements) for name in (compute.gradient_codec, "none"))
+    if ever_reduces(compute.reduce, most, encoded, mean):
+        return resolved
+    return resolved.model_copy(update={"compute": compute.model_copy(update={"reduce": "never"})})
