@@ -14,13 +14,11 @@
       reports/<rank>.json
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
-                                                     items/<round>-<incarnation>-groups.json
-      contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
-                                                     partials/<round>-<incarnation>/<level>-<group>
+      contributions/<round>/<rank>-<incarnation>     items/<round>-<incarnation>-groups.json
       contributions/<round>/<rank>-<incarnation>.<piece>
-                                                     moments/<round>/optimizer
-      own-weights/<round>/<rank>-<incarnation>
-      shards/<round>/<shard>
+                                                     gradients/<round>-<incarnation>/<batch>
+      own-weights/<round>/<rank>-<incarnation>       partials/<round>-<incarnation>/<level>-<group>
+      shards/<round>/<shard>                         moments/<round>/optimizer
       checkpoints/<round>/common
       checkpoints/<round>/<rank>-<incarnation>
       alive/<rank>

@@ -62,7 +62,7 @@ def train_on_aws(
         session.refuse_second_run()
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
-        resolved = resolve(config, work)
+        resolved = resolve(config, work.prepared.batches, work.layout.elements)
         session.look_at_account(resolved, work)
         prices = session.agree(resolved, confirm)
         folder = RunFolder.create(target)

@@ -64,7 +64,7 @@ def train_local(
     with Interrupts(clock) as interrupts, shipping.importable(config.code):
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
-        resolved = resolve(config, work)
+        resolved = resolve(config, work.prepared.batches, work.layout.elements)
         check_broker(resolved)  # before there is a folder of a run that cannot start
         folder = RunFolder.create(target)
         try:

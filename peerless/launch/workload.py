@@ -78,12 +78,11 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
     return config.model_copy(update={"compute": compute.model_copy(update={"state_machine": mode.value})})
 
 
-def resolve(config: RunConfig, work: Workload) -> RunConfig:
-    """The same, and `compute.reduce = auto` becomes `never` where no round of this model and these batches is worth
-    reducing: then nothing is made for it."""
-    resolved = resolve_mode(config, work.prepared.batches)
-    compute, elements = resolved.compute, work.layout.elements
-    most = max(invocations_per_round(config, work.prepared.batches))
+def resolve(config: RunConfig, batches: tuple[int, ...], elements: int) -> RunConfig:
+    """The same, and `compute.reduce = auto` becomes `never` where no round of these batches and a model of so many
+    elements is worth reducing: then nothing is made for it."""
+    resolved = resolve_mode(config, batches)
+    compute, most = resolved.compute, max(invocations_per_round(config, batches))
     encoded, mean = (codec(name).encoded_bytes(elements) for name in (compute.gradient_codec, "none"))
     if ever_reduces(compute.reduce, most, encoded, mean):
         return resolved
