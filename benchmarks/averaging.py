@@ -103,7 +103,7 @@ def measure(elements: int, count: int, folder: Path) -> int:
 def _spec(elements: int, count: int) -> RunSpec:
     places = places_for("averaging", 1, "us-east-1")
     config = RunConfig.model_validate(
-        {"peers": 1, "batches_per_round": 0, "compute": {"state_machine": "distributed_map"}}
+        {"peers": 1, "batches_per_round": 0, "compute": {"state_machine": "distributed_map", "reduce": "never"}}
     )
     return RunSpec(
         run=places.run,

@@ -72,9 +72,8 @@ def lone_service(
     `name` is the run's; `compute` are keys of the configuration's [compute]. What was made goes at the end.
     """
     mode = choose_mode("auto", len(data)).value
-    config = RunConfig.model_validate(
-        {"name": "bench", "peers": 1, "batches_per_round": 0, "compute": {"state_machine": mode, **compute}}
-    )
+    settings = {"state_machine": mode, "reduce": "never", **compute}  # there is one function
+    config = RunConfig.model_validate({"name": "bench", "peers": 1, "batches_per_round": 0, "compute": settings})
     places = places_for(name, 1, cloud.region)
     for bucket in (places.run_bucket, *places.peer_buckets):
         cloud.client("s3").create_bucket(Bucket=bucket)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+#: Gradients up to this size are fetched while the one before is added up; larger ones would cost a model of memory.
+AHEAD_BYTES = 32 * 2**20
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -103,46 +103,20 @@ class BufferMean:
         return advanced(base, (lowest != base) | (highest != base))
 
 
-class WeightedMean:
-    """Adds contributions in the order given; holds one gradient and a BufferMean.
+class GradientSum:
+    """Adds up gradients (n,), each times its weight, in float32 and in the order given; holds one gradient.
 
     Small payloads wait for each other, up to half a gradient's bytes of them: a pass over the gradient costs more than
     several of them do. What waits must not change before `result`.
     """
 
-    remarks = Remarks()
-
-    def __init__(self, layout: Layout, total_samples: int) -> None:
-        """`total_samples` is S, the sum over all contributions to come. Raises CorruptObject unless it is positive."""
-        self._count = SampleCount(total_samples)
-        self._layout = layout
-        self._total = total_samples
-        self._gradient = np.zeros(layout.elements, np.float32)
+    def __init__(self, elements: int) -> None:
+        self._gradient = np.zeros(elements, np.float32)
         self._waiting: list[tuple[bytes | memoryview, float]] = []
         self._codec: GradientCodec | None = None  # of what waits
-        self._buffers = BufferMean(layout, total_samples)
 
-    def add(
-        self,
-        gradient_payload: bytes | memoryview,
-        codec: GradientCodec,
-        buffers: Buffers,
-        samples: int,
-        scale: float = 1.0,
-    ) -> None:
-        """Add one contribution: a gradient (n,) as `codec` encoded it, its buffers and its sample count.
-
-        `scale` multiplies the gradient, and leaves its weight among the samples and its buffers alone.
-
-        Raises CorruptObject for a payload that doesn't decode, a count that isn't positive or one that exceeds the
-        announced total; WeightsMismatch for buffers of another layout. After an error the mean is of no use.
-        """
-        self._count.take(samples)
-        check_values(self._layout, None, buffers)
-        self._add_gradient(gradient_payload, codec, samples / self._total * scale)
-        self._buffers.add(buffers, samples)
-
-    def _add_gradient(self, payload: bytes | memoryview, codec: GradientCodec, weight: float) -> None:
+    def add(self, payload: bytes | memoryview, codec: GradientCodec, weight: float) -> None:
+        """Add a gradient as `codec` encoded it. Raises CorruptObject."""
         room = self._gradient.nbytes // 2
         alone = 2 * len(payload) > room
         if alone or codec is not self._codec:
@@ -162,6 +136,45 @@ class WeightedMean:
             self._codec.accumulate_many(payloads, self._gradient, weights)
         self._waiting = []
 
+    def result(self) -> NDArray[np.float32]:
+        """The sum (n,), float32."""
+        self._add_waiting()
+        return self._gradient
+
+
+class WeightedMean:
+    """Adds contributions in the order given; holds a GradientSum and a BufferMean."""
+
+    remarks = Remarks()
+
+    def __init__(self, layout: Layout, total_samples: int) -> None:
+        """`total_samples` is S, the sum over all contributions to come. Raises CorruptObject unless it is positive."""
+        self._count = SampleCount(total_samples)
+        self._layout = layout
+        self._total = total_samples
+        self._gradient = GradientSum(layout.elements)
+        self._buffers = BufferMean(layout, total_samples)
+
+    def add(
+        self,
+        gradient_payload: bytes | memoryview,
+        codec: GradientCodec,
+        buffers: Buffers,
+        samples: int,
+        scale: float = 1.0,
+    ) -> None:
+        """Add one contribution: a gradient (n,) as `codec` encoded it, its buffers and its sample count.
+
+        `scale` multiplies the gradient, and leaves its weight among the samples and its buffers alone.
+
+        Raises CorruptObject for a payload that doesn't decode, a count that isn't positive or one that exceeds the
+        announced total; WeightsMismatch for buffers of another layout. After an error the mean is of no use.
+        """
+        self._count.take(samples)
+        check_values(self._layout, None, buffers)
+        self._gradient.add(gradient_payload, codec, samples / self._total * scale)
+        self._buffers.add(buffers, samples)
+
     def result(self, base_buffers: Buffers) -> tuple[NDArray[np.float32], Buffers]:
         """The mean gradient (n,), float32, and the buffers for the next weights.
 
@@ -172,8 +185,7 @@ class WeightedMean:
         """
         self._count.check_complete()
         check_values(self._layout, None, base_buffers)
-        self._add_waiting()
-        return self._gradient, self._buffers.result(base_buffers)
+        return self._gradient.result(), self._buffers.result(base_buffers)
 
 
 def advanced(base: NDArray[Any], changed: NDArray[np.bool_]) -> NDArray[Any]:

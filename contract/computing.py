@@ -47,6 +47,10 @@ class ComputeConfig(Section):
     gradient_codec: Literal["none", "fp16", "qsgd8", "qsgd4"] = "none"
     """Codec of the gradient between worker and peer. Each gradient of a round is rounded on its own, without bias, and
     once more as part of the peer's mean (`exchange.codec`)."""
+    reduce: Literal["auto", "never", "always"] = "auto"
+    """Whether further functions (`lambdas/gradient_reducer`) add a round's gradients up, so that the peer downloads one
+    mean: `auto` where their number and size make that faster (contract/tree.py). Sums in another order have other last
+    bits. Peers' own processes add up in the same order."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16`: workers compute what torch's autocast lets them with 8 bits of precision, on processors that can;
     weights, gradients and sums stay float32."""

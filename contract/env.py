@@ -118,6 +118,21 @@ class WorkerEnv:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReducerEnv:
+    """Environment of a Lambda reducer, which needs none of the user's code."""
+
+    endpoint_url: str | None
+    """AWS_ENDPOINT_URL: a local AWS; None means AWS itself."""
+    region: str
+    """AWS_REGION (Lambda sets it), else AWS_DEFAULT_REGION."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> ReducerEnv:
+        """Raises ConfigError, naming the variable."""
+        return cls(endpoint_url=_url(environ, "AWS_ENDPOINT_URL", ("http", "https")), region=_region(environ))
+
+
 def _region(environ: Mapping[str, str]) -> str:
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     if not region:

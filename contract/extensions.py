@@ -8,6 +8,8 @@
                            u8 bytes in the payload, u8 bytes in the buffers, 32 bytes SHA-256 over both
        3  no               what a worker measured: f8 seconds per batch, u8 peak memory in bytes,
                            u1 flags (bit 0: cold start, bit 1: weights fetched from S3)
+       4  yes              what a reducer added up: u8 peak memory in bytes, u4 items whose worker measured, u4 cold
+                           starts, u4 fetched weights, f8 seconds per batch; u4 index of each item, at least one
 
 The shards follow each other in the payload and in the buffers, with nothing between, so offsets need no place in the
 table and shards cannot overlap. A table takes at most what the extension area does, beside an accuracy: 1,364 shards.
@@ -32,6 +34,8 @@ VALIDATION_ACCURACY = 1
 SHARD_TABLE = 2
 #: Extension type: what a gradient worker measured.
 MEASURED = 3
+#: Extension type: which gradients a reducer added up.
+REDUCED = 4
 #: The most shards that a table has room for.
 MAX_SHARDS = 1_364
 
@@ -39,6 +43,8 @@ _HEAD = struct.Struct("<HBBI")
 _F8 = struct.Struct("<d")
 _SHARD = struct.Struct("<QQ32s")
 _MEASURED = struct.Struct("<dQB")
+_REDUCED = struct.Struct("<QIIId")
+_ITEM = struct.Struct("<I")
 _MUST_UNDERSTAND = 1
 _COLD_START, _WEIGHTS_FETCHED = 1, 2
 
@@ -105,6 +111,45 @@ def measured_of(extensions: Sequence[Extension]) -> Measured | None:
         peak_bytes=peak_bytes,
         cold_start=bool(flags & _COLD_START),
         weights_fetched=bool(flags & _WEIGHTS_FETCHED),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """Which gradients a mean is over, and what their workers measured."""
+
+    items: tuple[int, ...]
+    """Indices of the items, in the order in which they were added; at least one."""
+    told: int
+    """So many of their workers said what they measured; where none did, the rest is zero."""
+    step_seconds: float
+    """Forward and backward pass of one batch: the median of a group, and from there on the median of medians."""
+    peak_bytes: int
+    """The largest."""
+    cold_starts: int
+    weights_fetched: int
+
+
+def reduced_extension(reduced: Reduced) -> Extension:
+    """The extension that carries it. It must be understood: without it the frame would pass for one worker's."""
+    told = reduced.peak_bytes, reduced.told, reduced.cold_starts, reduced.weights_fetched, reduced.step_seconds
+    items = struct.pack(f"<{len(reduced.items)}I", *reduced.items)
+    return Extension(REDUCED, True, _REDUCED.pack(*told) + items)
+
+
+def reduced_of(extensions: Sequence[Extension]) -> Reduced | None:
+    """What was added up, where the frame is a reducer's."""
+    value = _value(extensions, REDUCED)
+    if value is None:
+        return None
+    peak_bytes, told, cold_starts, weights_fetched, seconds = _REDUCED.unpack_from(value)
+    return Reduced(
+        items=tuple(index for (index,) in _ITEM.iter_unpack(value[_REDUCED.size :])),
+        told=told,
+        step_seconds=seconds,
+        peak_bytes=peak_bytes,
+        cold_starts=cold_starts,
+        weights_fetched=weights_fetched,
     )
 
 
@@ -208,9 +253,17 @@ def _check_measured(extension: Extension) -> None:
         raise CorruptObject("what a frame's worker measured is malformed")
 
 
+def _check_reduced(extension: Extension) -> None:
+    items = len(extension.value) - _REDUCED.size
+    seconds = _REDUCED.unpack_from(extension.value)[-1] if items >= 0 else math.nan
+    if not extension.must_understand or items < _ITEM.size or items % _ITEM.size or not 0 <= seconds < math.inf:
+        raise CorruptObject("what a frame says of the gradients in it is malformed")
+
+
 #: Known extension types, each with the check of its value.
 _KNOWN: dict[int, Callable[[Extension], None]] = {
     VALIDATION_ACCURACY: _check_accuracy,
     SHARD_TABLE: _check_table,
     MEASURED: _check_measured,
+    REDUCED: _check_reduced,
 }

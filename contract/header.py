@@ -76,6 +76,11 @@ class FrameHeader:
         """What the gradient worker that made the frame measured, where it says so."""
         return ext.measured_of(self.extensions)
 
+    @property
+    def reduced(self) -> ext.Reduced | None:
+        """Which gradients are in it, where it is a reducer's mean."""
+        return ext.reduced_of(self.extensions)
+
     @cached_property
     def table(self) -> tuple[ShardEntry, ...] | None:
         """Where the shards lie, in order; None in a frame without a shard table."""

@@ -14,11 +14,11 @@
       reports/<rank>.json
     expiring/<run>/                                expiring/<run>/peers/<rank>/
       weights/<sha256>                               items/<round>-<incarnation>.json
-      contributions/<round>/<rank>-<incarnation>     gradients/<round>-<incarnation>/<batch>
+      contributions/<round>/<rank>-<incarnation>     items/<round>-<incarnation>-groups.json
       contributions/<round>/<rank>-<incarnation>.<piece>
-                                                     moments/<round>/optimizer
-      own-weights/<round>/<rank>-<incarnation>
-      shards/<round>/<shard>
+                                                     gradients/<round>-<incarnation>/<batch>
+      own-weights/<round>/<rank>-<incarnation>       partials/<round>-<incarnation>/<level>-<group>
+      shards/<round>/<shard>                         moments/<round>/optimizer
       checkpoints/<round>/common
       checkpoints/<round>/<rank>-<incarnation>
       alive/<rank>
@@ -252,6 +252,10 @@ class Places:
         """The round's batches as a JSON array, for a distributed map's item reader."""
         return self._in_peer(rank, f"items/{_round(round)}-{_number(incarnation)}.json", "expiring")
 
+    def groups(self, rank: int, round: int, incarnation: int) -> Place:
+        """The groups of gradients that reducers add up first, for a distributed map's item reader."""
+        return self._in_peer(rank, f"items/{_round(round)}-{_number(incarnation)}-groups.json", "expiring")
+
     def gradient(self, rank: int, round: int, incarnation: int, batch: int) -> Place:
         """The gradient of one batch, as a worker wrote it."""
         return self._in_peer(rank, f"gradients/{_round(round)}-{_number(incarnation)}/{_number(batch, 6)}", "expiring")
@@ -267,6 +271,11 @@ class Places:
         if parts is None:
             raise CorruptObject(f"s3://{prefix.bucket}/{key} is no place of a gradient of rank {rank}, round {round}")
         return int(parts[1]), int(parts[2])
+
+    def partial(self, rank: int, round: int, incarnation: int, level: int, group: int) -> Place:
+        """The mean over one group of gradients (level 1) or of such means, as a reducer wrote it."""
+        name = f"{_number(level)}-{_number(group, 4)}"
+        return self._in_peer(rank, f"partials/{_round(round)}-{_number(incarnation)}/{name}", "expiring")
 
     def moments(self, rank: int, round: int) -> Place:
         """What the optimizer of a peer's workers begins `round` with. Every process of that rank writes the same."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from contract import jsonform
 from contract.batches import BatchRef, Share
@@ -182,19 +182,33 @@ def gradient_seed(seed: int, batch: int) -> int:
     return public_seed(seed, "gradient", batch)
 
 
-def inline_input(common: Mapping[str, Any], batches: Sequence[BatchRef | Share]) -> str:
-    """Input of an `inline_map` or `parallel` execution. Raises PeerlessError beyond 256 KiB."""
-    return _checked({"common": common, "batches": [batch.to_dict() for batch in batches]}, len(batches))
+class Item(Protocol):
+    """One item of a state machine's map."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its JSON form."""
 
 
-def distributed_input(common: Mapping[str, Any], items: Place) -> str:
-    """Input of a `distributed_map` execution whose items (`items_json`) lie at `items`. Raises PeerlessError."""
-    return _checked({"common": common, "items": {"bucket": items.bucket, "key": items.key}}, 0)
+def inline_input(
+    common: Mapping[str, Any], batches: Sequence[BatchRef | Share], reduce: Mapping[str, Any] | None = None
+) -> str:
+    """Input of an `inline_map` or `parallel` execution; `reduce` says how gradients are added up, where they are.
+
+    Raises PeerlessError beyond 256 KiB.
+    """
+    values = {"common": common, "batches": [batch.to_dict() for batch in batches]}
+    return _checked(values | ({} if reduce is None else {"reduce": reduce}), len(batches))
 
 
-def items_json(batches: Sequence[BatchRef | Share]) -> bytes:
+def distributed_input(common: Mapping[str, Any], items: Place, reduce: Mapping[str, Any] | None = None) -> str:
+    """The same of a `distributed_map` execution whose items (`items_json`) lie at `items`."""
+    values = {"common": common, "items": {"bucket": items.bucket, "key": items.key}}
+    return _checked(values | ({} if reduce is None else {"reduce": reduce}), 0)
+
+
+def items_json(items: Sequence[Item]) -> bytes:
     """The items of a `distributed_map`, as they are stored in S3."""
-    return json.dumps([batch.to_dict() for batch in batches], separators=(",", ":")).encode()
+    return json.dumps([item.to_dict() for item in items], separators=(",", ":")).encode()
 
 
 def _checked(values: Mapping[str, Any], batches: int) -> str:

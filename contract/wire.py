@@ -6,8 +6,8 @@ unsigned, f an IEEE float.
     offset  size  field
          0     4  magic, `PRL1`
          4     1  version, 1
-         5     1  kind: 1 gradient (one batch), 2 update (a peer's contribution), 3 weights, 4 shard
-                (the average of one shard of the parameters)
+         5     1  kind: 1 gradient (of one batch, or a mean over several), 2 update (a peer's contribution),
+                3 weights, 4 shard (the average of one shard of the parameters)
          6     2  flags: bit 0 loss present, bit 1 validation loss present; other bits zero
          8     4  u header bytes: everything before the payload
         12     4  u extension bytes, at most 65,536

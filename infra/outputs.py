@@ -32,6 +32,10 @@ MACHINE_ROLES = "MachineRoles"
 """ARNs of the roles that the state machines run under; `parallel` ones are created with them by the user's command."""
 FUNCTION_ARNS = "FunctionArns"
 """ARNs (of the alias or version where there is one) that state machines invoke."""
+REDUCERS = "Reducers"
+"""Names of the functions that add gradients up; empty where the settings have none."""
+REDUCER_ARNS = "ReducerArns"
+"""ARNs of theirs that state machines invoke."""
 
 # Outputs of Broker.
 BROKER_ENDPOINT = "BrokerEndpoint"

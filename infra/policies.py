@@ -11,7 +11,7 @@ exist yet is how peers wait for one another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,29 @@ def worker(run_bucket: str, peer_buckets: Mapping[int, str]) -> list[Grant]:
     ]
 
 
+def reducer(peer_buckets: Mapping[int, str]) -> list[Grant]:
+    """What adds gradients of these ranks up: reads them, reads and writes means. Bucket ARNs."""
+
+    def objects(*kinds: Callable[[str], str]) -> tuple[str, ...]:
+        return tuple(f"{bucket}/{keys(rank_name(rank))}" for rank, bucket in peer_buckets.items() for keys in kinds)
+
+    return [
+        Grant(
+            sid="ReadGradients",
+            actions=("s3:GetObject",),
+            resources=objects(gradients, partials),
+            reason=f"gradients, and means over some of them, of any round; {_ANY_RUN}",
+        ),
+        Grant(
+            sid="WriteMeans",
+            actions=("s3:PutObject",),
+            resources=objects(partials),
+            reason=f"means of any round; {_ANY_RUN}",
+        ),
+        Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=tuple(peer_buckets.values())),
+    ]
+
+
 def logs(log_group: str) -> list[Grant]:
     """A function's own log. `log_group` is the group's ARN without `:*`."""
     return [
@@ -195,10 +218,10 @@ def tracing() -> list[Grant]:
     ]
 
 
-def machine(peer_bucket: str, function: str, rank: int) -> list[Grant]:
-    """A peer's state machines: invoke its one function (the ARN that the definition names), read a map's items."""
+def machine(peer_bucket: str, functions: Sequence[str], rank: int) -> list[Grant]:
+    """A peer's state machines: invoke its own functions (the ARNs that the definition names), read a map's items."""
     return [
-        Grant(sid="InvokeWorker", actions=("lambda:InvokeFunction",), resources=(function,)),
+        Grant(sid="InvokeWorker", actions=("lambda:InvokeFunction",), resources=tuple(functions)),
         Grant(
             sid="ReadItems",
             actions=("s3:GetObject",),
@@ -295,8 +318,8 @@ def peer_objects(run_bucket: str, peer_bucket: str, rank: int) -> list[Grant]:
         Grant(
             sid="ClearPeer",
             actions=("s3:DeleteObject",),
-            resources=tuple(f"{peer_bucket}/{keys(name)}" for keys in (items, gradients, moments)),
-            reason=f"items, gradients and moments of any round; {_ANY_RUN}",
+            resources=tuple(f"{peer_bucket}/{keys(name)}" for keys in (items, gradients, partials, moments)),
+            reason=f"items, gradients, their means and moments of any round; {_ANY_RUN}",
         ),
         Grant(sid="TellMissing", actions=("s3:ListBucket",), resources=(run_bucket, peer_bucket)),
     ]
@@ -410,6 +433,11 @@ def items(name: str) -> str:
 def gradients(name: str) -> str:
     """Keys of a peer's gradients per batch."""
     return f"expiring/*/peers/{name}/gradients/*"
+
+
+def partials(name: str) -> str:
+    """Keys of the means over some of these gradients."""
+    return f"expiring/*/peers/{name}/partials/*"
 
 
 def moments(name: str) -> str:

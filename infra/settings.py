@@ -54,6 +54,8 @@ class Settings:
     """Gradient workers at once per peer's map; 0 leaves it to the service."""
     tolerated_failures: float = 0.0
     """Batches of a round that may fail: a share below 1, a count from 1 on."""
+    reduce: bool = True
+    """Whether there are functions that add gradients up, one beside each worker."""
     threads: int = 1
     """torch threads of a worker and of a peer."""
     torch_index: str = ""

@@ -35,6 +35,7 @@ from peer_agent import signals as s
 from peer_agent.admission import FrameRules
 from peer_agent.barrier import WeightsShelf
 from peer_agent.bill import Bill
+from peer_agent.compute.reduced import planned_reducers
 from peer_agent.conduct import CONTENT
 from peer_agent.contributions import Contributions, UnusableContent
 from peer_agent.convergence import Convergence
@@ -218,7 +219,7 @@ class Actions:
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
             per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
-            self.bill.charge(gradient.invocations, gradient.executions, per_worker)
+            self.bill.charge(gradient.invocations, gradient.executions, per_worker, gradient.reducers)
             own.gradient = gradient
             self._computing -= 1
             if own.round < self.machine.round:
@@ -235,7 +236,7 @@ class Actions:
         fields = {"epoch": self.spec.epoch(own.round), "base_weights": own.base_weights}
         self.ports.events.emit("round_started", round=own.round, fields=fields)
         invocations = 1 if steps is not None else len(self.spec.batches_for_round(self.me.rank, own.round))
-        self.bill.begin(invocations)
+        self.bill.begin(invocations, planned_reducers(self.spec.config.compute, flat.size, invocations))
         if own.validate:
             self.ports.background.start(lambda: self.evaluate(own.round, flat, buffers), validation_done)
         self.ports.background.start(lambda: self._gradient(own, flat, buffers, steps), gradient_done)
@@ -270,6 +271,8 @@ class Actions:
             causes = list(gradient.failures[:TOLD_FAILURES])
             failed = {"failed": gradient.batches_failed, "samples": gradient.samples, "causes": causes}
             self.ports.events.emit("batches_failed", round=own.round, fields=failed)
+        if gradient.not_reduced:
+            self.ports.events.emit("not_reduced", round=own.round, fields={"cause": gradient.not_reduced})
         if gradient.work is not None:
             fields = {"invocations": gradient.invocations, "loss": gradient.loss, **asdict(gradient.work)}
             self.ports.events.emit("worked", round=own.round, fields=fields)

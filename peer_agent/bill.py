@@ -16,13 +16,14 @@ class Bill:
         self.executions = 0
         self.meter = Meter(spec, ports.clock.now())
 
-    def begin(self, invocations: int) -> None:
-        """A round's gradient begins, of so many invocations at most, retries aside."""
-        self.meter.begin(invocations, self._ports.clock.monotonic())
+    def begin(self, invocations: int, reducers: int = 0) -> None:
+        """A round's gradient begins, of so many invocations at most, retries aside, and so many reducers."""
+        self.meter.begin(invocations, self._ports.clock.monotonic(), reducers)
 
-    def charge(self, invocations: int, executions: int, per_worker: int = 1) -> None:
-        """Count what a round's gradient took, whatever has come of it; `per_worker` batches an invocation at most."""
-        self.meter.end(invocations, executions, self._ports.clock.monotonic(), per_worker)
+    def charge(self, invocations: int, executions: int, per_worker: int = 1, reducers: int = 0) -> None:
+        """Count what a round's gradient took, whatever has come of it; `reducers` of the invocations added gradients
+        up, the others had `per_worker` batches at most."""
+        self.meter.end(invocations, executions, self._ports.clock.monotonic(), per_worker, reducers)
         self.invocations += invocations
         self.executions += executions
 

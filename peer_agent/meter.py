@@ -12,6 +12,7 @@ from contract.config import ComputeConfig
 from contract.prices import Prices
 from contract.runspec import RunSpec
 from contract.store import StoreCounts
+from contract.tree import MOST_LEVELS
 
 #: Invocations at once that a map of each kind can have where the configuration sets no limit
 #: (https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html).
@@ -19,8 +20,12 @@ INLINE_AT_ONCE, DISTRIBUTED_AT_ONCE = 40, 10_000
 #: State transitions at most: of an execution besides its tasks, and of a task (start, the task itself, end, where it
 #: is a child execution of its own).
 EXECUTION_TRANSITIONS, TASK_TRANSITIONS = 4, 3
+#: More of an execution that adds gradients up: the choice, a map per level, and the state that brings their ends home.
+REDUCE_TRANSITIONS = 2 + MOST_LEVELS
 #: A worker reads weights (and its batches) and writes its gradient; its store may ask again, which is seldom.
 WORKER_GETS, WORKER_PUTS = 1, 1
+#: A reducer writes one mean; this many reads are more than its group has, but for rounds of over ten thousand batches.
+REDUCER_GETS = 22
 
 
 def at_once(compute: ComputeConfig, invocations: int) -> int:
@@ -48,14 +53,22 @@ def stage_usd(
     executions: int,
     seconds: float,
     requests: tuple[int, int] = (WORKER_GETS + 1, WORKER_PUTS),
+    reducers: int = 0,
 ) -> float:
-    """At most so many US dollars did a compute stage cost that lasted `seconds`. `requests`: `worker_requests`."""
+    """At most so many US dollars did a compute stage cost that lasted `seconds`.
+
+    `requests` are those of one worker (`worker_requests`); `reducers` of the invocations added gradients up.
+    """
     gets, puts = requests
     gb_seconds = at_once(compute, invocations) * seconds * compute.memory_mb / 1_024
-    transitions = executions * EXECUTION_TRANSITIONS + invocations * TASK_TRANSITIONS
+    per_execution = EXECUTION_TRANSITIONS + (REDUCE_TRANSITIONS if reducers else 0)
+    transitions = executions * per_execution + invocations * TASK_TRANSITIONS
+    workers = invocations - reducers
     return (
         gb_seconds * prices.lambda_usd_per_gb_second
-        + invocations * (prices.lambda_usd_per_request + gets * prices.get_usd + puts * prices.put_usd)
+        + invocations * prices.lambda_usd_per_request
+        + (workers * gets + reducers * REDUCER_GETS) * prices.get_usd
+        + (workers * puts + reducers * WORKER_PUTS) * prices.put_usd
         + transitions * prices.transition_usd
     )
 
@@ -72,19 +85,20 @@ class Meter:
         self._prices, self._compute, self._peers = spec.prices, spec.config.compute, spec.config.peers
         self._since = spec.created or now
         self._stages = 0.0
-        self._running: tuple[int, float] | None = None  # invocations and begin of the stage under way
+        self._running: tuple[int, int, float] | None = None  # batches, reducers, and begin of the stage under way
         limit = spec.config.aws.max_usd
         self.limit_usd = limit / self._peers if limit and spec.prices is not None else None
         """This peer's share of `aws.max_usd`; None where nothing limits it."""
 
-    def begin(self, batches: int, moment: float) -> None:
-        """A compute stage of so many batches begins."""
-        self._running = (batches if self._compute.service == "lambda" else 0, moment)
+    def begin(self, batches: int, moment: float, reducers: int = 0) -> None:
+        """A compute stage of so many batches begins, whose gradients so many reducers are to add up."""
+        self._running = (batches, reducers, moment) if self._compute.service == "lambda" else (0, 0, moment)
 
-    def end(self, invocations: int, executions: int, moment: float, per_worker: int = 1) -> None:
-        """It has ended, and took so many invocations, retries included, of at most `per_worker` batches each."""
+    def end(self, invocations: int, executions: int, moment: float, per_worker: int = 1, reducers: int = 0) -> None:
+        """It has ended, and took so many invocations, retries included: some of them `reducers`, the others of at most
+        `per_worker` batches each."""
         if self._prices is not None and self._running is not None:
-            seconds = moment - self._running[1]
+            seconds = moment - self._running[2]
             self._stages += stage_usd(
                 self._prices,
                 self._compute,
@@ -92,6 +106,7 @@ class Meter:
                 executions=executions,
                 seconds=seconds,
                 requests=worker_requests(self._spec, per_worker),
+                reducers=reducers,
             )
         self._running = None
 
@@ -100,14 +115,15 @@ class Meter:
         prices = self._prices
         if prices is None:
             return None
-        invocations, begun = self._running or (0, moment)
+        batches, reducers, begun = self._running or (0, 0, moment)
         running = stage_usd(
             prices,
             self._compute,
-            invocations=invocations,
-            executions=1 if invocations else 0,
+            invocations=batches + reducers,
+            executions=1 if batches else 0,
             seconds=moment - begun,
             requests=worker_requests(self._spec),
+            reducers=reducers,
         )
         hours = max(0.0, now - self._since) / 3_600
         requests = counts.gets * prices.get_usd + (counts.puts + counts.lists) * prices.put_usd

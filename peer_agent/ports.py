@@ -134,14 +134,18 @@ class RoundGradient:
     samples: int
     loss: float
     """Mean training loss over the samples."""
-    invocations: int
+    invocations: int = 0
     """Lambda invocations, retries included; 0 in process."""
-    executions: int
+    reducers: int = 0
+    """Those among them that added gradients up."""
+    executions: int = 0
     """State machine executions; 0 in process."""
-    bytes_in: int
+    bytes_in: int = 0
     """Bytes fetched: gradients from S3, or batches in process."""
-    bytes_out: int
+    bytes_out: int = 0
     """Bytes uploaded: inputs of the execution."""
+    not_reduced: str = ""
+    """Why the peer had to add its gradients up itself, where reducers should have; the result is the same."""
     failures: tuple[str, ...] = ()
     """A sentence for each batch (or invocation) that failed and is not in the mean, as `compute.tolerated_failures`
     allows; `samples` counts the others' alone."""

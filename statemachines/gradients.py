@@ -4,6 +4,8 @@ Input, `inline_map` and `parallel`: `{"common": {...}, "batches": [{...}, ...]}`
 Input, `distributed_map`:           `{"common": {...}, "items": {"bucket": "...", "key": "..."}}`, a JSON array in S3.
 Output, all modes:                  `{"retries": [0, 0, 1, ...]}`, one number of retries per batch.
 
+Where there is a reducer, gradients are then added up, if the input says in which groups (statemachines/reduce.py).
+
 Where failures are tolerated, a failed batch does not end the others. In `inline_map` and `parallel` it is caught, and
 `{"Error": ..., "Cause": ...}` stands in its place in the output; from the batch KEPT_CAUSES on `{"Error": ...}`, so
 that the output fits a payload however many fail, and the history has the cause. A distributed map knows tolerance by
@@ -23,6 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 from contract.errors import ConfigError
+from statemachines import reduce
 from statemachines.retry import rules
 
 
@@ -86,6 +89,7 @@ def definition(
     concurrency: int,
     timeout_seconds: int,
     tolerated: float = 0,
+    reducer_arn: str = "",
 ) -> dict[str, Any]:
     """The definition as a JSON-ready dict.
 
@@ -93,7 +97,8 @@ def definition(
     branches. `concurrency` is the number of workers at once, 0 for the service's own limit; `parallel` has none.
     `timeout_seconds` is the function's time limit. `tolerated` failed batches do not fail an execution: a share of them
     below 1, a count from 1 on. The peer that started it knows the round's other executions and has the last word; only
-    a distributed map counts by itself. Raises ConfigError beyond the limits of the mode.
+    a distributed map counts by itself. `reducer_arn` is the function that adds gradients up; without one nothing does.
+    Raises ConfigError beyond the limits of the mode.
     """
     mode = Mode(mode)
     if batches is not None:
@@ -106,10 +111,20 @@ def definition(
         state = _inline_map(function_arn, concurrency, timeout_seconds, tolerated > 0)
     else:
         state = _distributed_map(function_arn, concurrency, timeout_seconds, tolerated)
+    states = {"Gradients": state}
+    if reducer_arn:
+        states = reduce.after(
+            state,
+            reducer_arn,
+            distributed=mode is Mode.DISTRIBUTED_MAP,
+            inline_concurrency=_at_once(concurrency),
+            concurrency=concurrency,
+            timeout_seconds=QUEUE_SECONDS + timeout_seconds,
+        )
     made = {
         "Comment": f"Gradients of one peer's batches in one round ({mode}).",
         "StartAt": "Gradients",
-        "States": {"Gradients": state},
+        "States": states,
     }
     size = len(render(made).encode())
     if size > DEFINITION_LIMIT_BYTES:
@@ -136,6 +151,11 @@ def _check_count(mode: Mode, batches: int, tolerated: float) -> None:
             f"a {mode} state machine{why} takes at most {limit:,} batches a round, not {batches:,}; "
             f"use a larger batch_size, fewer batches_per_round{larger}"
         )
+
+
+def _at_once(concurrency: int) -> int:
+    """Iterations of an inline map at the same time."""
+    return min(concurrency or INLINE_CONCURRENCY, INLINE_CONCURRENCY)
 
 
 def _task(function_arn: str, batch: str, timeout_seconds: int) -> dict[str, Any]:
@@ -191,7 +211,7 @@ def _inline_map(function_arn: str, concurrency: int, timeout_seconds: int, catch
     return {
         "Type": "Map",
         "ItemsPath": "$.batches",
-        "MaxConcurrency": min(concurrency or INLINE_CONCURRENCY, INLINE_CONCURRENCY),
+        "MaxConcurrency": _at_once(concurrency),
         "ItemSelector": item,
         "ItemProcessor": {"ProcessorConfig": {"Mode": "INLINE"}, **_machine("Gradient", task, caught)},
         **_results(),

@@ -35,8 +35,13 @@ def parse(machine: Mapping[str, Any], batches: int | None = None) -> tuple[State
     while name:
         state = machine["States"][name]
         found.append(_state(name, state, machine["States"], batches))
-        name = str(state.get("Next", ""))
+        name = str(state.get("Next", "")) or _chosen(state)
     return tuple(found)
+
+
+def _chosen(state: Mapping[str, Any]) -> str:
+    """Where a choice goes on that is not the end."""
+    return str(state["Choices"][0]["Next"]) if state["Type"] == "Choice" else ""
 
 
 def _state(name: str, state: Mapping[str, Any], states: Mapping[str, Any], batches: int | None) -> State:
@@ -54,15 +59,22 @@ def _state(name: str, state: Mapping[str, Any], states: Mapping[str, Any], batch
     if kind == "Task":
         return State(name, tuple(_task_lines(state)), caught=caught)
     if kind == "Choice":
-        most = state["Choices"][0]["NumericLessThan"]
+        condition = state["Choices"][0]
+        if "IsPresent" in condition:
+            return State(name, (f"ends here without {condition['Variable']} in its input",))
+        most = condition["NumericLessThan"]
         return State(name, ("its error becomes its output,", f"with its cause in the first {most} batches"))
-    told = "its error becomes its output" if "OutputPath" in state else "its error's name becomes its output"
-    return State(name, (told,) if {"OutputPath", "Parameters"} & set(state) else (kind.lower(),), caught=caught)
+    if "Parameters" in state:
+        fields = ", ".join(field.removesuffix(".$") for field in state["Parameters"])
+        return State(name, (f"its output has {fields}",))
+    return State(name, ("its error becomes its output",) if "OutputPath" in state else (kind.lower(),), caught=caught)
 
 
 def _map_lines(state: Mapping[str, Any], batches: int | None) -> Iterator[str]:
     mode = state["ItemProcessor"].get("ProcessorConfig", {}).get("Mode", "INLINE").lower()
-    yield f"{mode} map" + (f" over {_counted(batches, 'batch', 'batches')}" if batches else "")
+    over_batches = "batch.$" in state["ItemSelector"]
+    over = f" over {_counted(batches, 'batch', 'batches')}" if batches and over_batches else ""
+    yield f"{mode} map{over if over_batches else ' over groups of gradients'}"
     if "ItemReader" in state:
         yield "items from S3, a child execution each"
     most = state.get("MaxConcurrency", 0)

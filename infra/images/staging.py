@@ -66,8 +66,8 @@ class Image:
 WORKER = Image(
     name="worker",
     folder="lambdas",
-    packages=("contract", "lambdas/__init__.py", "lambdas/gradient_worker"),
-    modules=("lambdas.gradient_worker.handler",),
+    packages=("contract", "lambdas/__init__.py", "lambdas/gradient_worker", "lambdas/gradient_reducer"),
+    modules=("lambdas.gradient_worker.handler", "lambdas.gradient_reducer.handler"),
     left_out=("contract/signing.py",),  # cryptography: workers sign nothing
 )
 PEER = Image(

@@ -30,9 +30,17 @@ class Machines:
 
 
 def make_machines(
-    scope: Construct, settings: Settings, *, rank: int, peer_bucket: str, function: str, log_group: logs.ILogGroup
+    scope: Construct,
+    settings: Settings,
+    *,
+    rank: int,
+    peer_bucket: str,
+    function: str,
+    reducer: str,
+    log_group: logs.ILogGroup,
 ) -> Machines:
-    """`peer_bucket` is the ARN of the peer's bucket, `function` the ARN that the machines invoke."""
+    """`peer_bucket` is the ARN of the peer's bucket, `function` and `reducer` those that the machines invoke, the
+    latter "" where nothing adds gradients up."""
     name = policies.rank_name(rank)
     stack = Stack.of(scope)
     role = iam.Role(
@@ -49,7 +57,7 @@ def make_machines(
         scope,
         f"MachinePolicy{name}",
         role,
-        [*policies.machine(peer_bucket, function, rank), *policies.tracing()],
+        [*policies.machine(peer_bucket, [arn for arn in (function, reducer) if arn], rank), *policies.tracing()],
     )
 
     def make(id: str, mode: Mode, kind: sfn.StateMachineType) -> sfn.StateMachine:
@@ -61,6 +69,7 @@ def make_machines(
                 concurrency=settings.concurrency,
                 timeout_seconds=settings.timeout_seconds,
                 tolerated=settings.tolerated_failures,
+                reducer_arn=reducer,
             )
         )
         express = kind is sfn.StateMachineType.EXPRESS

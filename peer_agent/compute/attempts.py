@@ -27,6 +27,8 @@ CHILDREN = 10
 ENDED_BADLY = ("FAILED", "TIMED_OUT", "ABORTED")
 #: How a worker begins what it says of its batch; a history that does not lead back to the item still has that.
 NAMED = re.compile(r"batch (\d+) ")
+#: The states of what adds gradients up, after all of them have been computed; that is counted by its own output.
+REDUCES = re.compile(r"(Reduce|Mean) \d+\Z")
 
 
 @dataclass
@@ -43,6 +45,8 @@ class History:
         made, places = cls(), dict[int, int]()
         asked = {"executionArn": execution, "maxResults": PAGE, "includeExecutionData": False}
         for event in _pages(client.get_execution_history, "events", asked):
+            if REDUCES.match(_entered(event)):
+                break
             place = _place(event, places.get(event.get("previousEventId", 0)))
             if place is not None:
                 places[event["id"]] = place
@@ -104,5 +108,10 @@ def _place(event: Mapping[str, Any], before: int | None) -> int | None:
     iteration = event.get("mapIterationStartedEventDetails")
     if iteration is not None:
         return int(iteration["index"])
-    branch = BRANCH.match(str(event.get("stateEnteredEventDetails", {}).get("name", "")))
+    branch = BRANCH.match(_entered(event))
     return before if branch is None else int(branch[1])
+
+
+def _entered(event: Mapping[str, Any]) -> str:
+    """The name of the state that is entered, if one is."""
+    return str(event.get("stateEnteredEventDetails", {}).get("name", ""))

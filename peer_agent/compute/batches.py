@@ -14,7 +14,8 @@ from contract.averaging import WeightedMean
 from contract.batches import BatchRef, Share
 from contract.codec import GradientCodec
 from contract.errors import GradientFailed, PeerlessError, TransientError
-from contract.extensions import Measured
+from contract.extensions import Measured, Reduced
+from contract.partial import Partial, TreeMean
 from contract.tensors import Buffers, Layout
 from peer_agent.ports import RoundGradient, Work
 
@@ -22,9 +23,13 @@ from peer_agent.ports import RoundGradient, Work
 class BatchMean:
     """Sample-weighted mean of gradient, buffers and loss over a round's batches, added in the order of the round."""
 
-    def __init__(self, layout: Layout, batches: Sequence[BatchRef | Share]) -> None:
-        self._samples = sum(batch.samples for batch in batches)
-        self._mean = WeightedMean(layout, self._samples)
+    def __init__(self, layout: Layout, batches: Sequence[BatchRef | Share], *, as_tree: bool = False) -> None:
+        """`as_tree`: in the groups in which reducers would add them up, which other bits follow from."""
+        self._layout = layout
+        samples = [batch.samples for batch in batches]
+        self._samples = sum(samples)
+        self._tree = TreeMean(layout, samples) if as_tree else None
+        self._mean = None if as_tree else WeightedMean(layout, self._samples)
         self._loss = 0.0
 
     def add(
@@ -34,32 +39,30 @@ class BatchMean:
 
         Raises CorruptObject, WeightsMismatch.
         """
-        self._mean.add(payload, codec, buffers, samples)
-        self._loss += samples / self._samples * loss
+        if self._tree is not None:
+            self._tree.add(payload, codec, buffers, samples, loss)
+        if self._mean is not None:
+            self._mean.add(payload, codec, buffers, samples)
+            self._loss += samples / self._samples * loss
 
-    def result(
-        self,
-        base_buffers: Buffers,
-        *,
-        invocations: int,
-        executions: int,
-        bytes_in: int,
-        bytes_out: int,
-        work: Work | None = None,
-    ) -> RoundGradient:
-        """The mean. Raises CorruptObject when batches are missing."""
+    def skip(self) -> None:
+        """The next one is missing; only a tree is told."""
+        if self._tree is not None:
+            self._tree.skip()
+
+    def result(self, base_buffers: Buffers) -> RoundGradient:
+        """The mean, without what it has taken. Raises CorruptObject when batches are missing that were not skipped."""
+        if self._tree is not None:
+            return of_part(self._layout, self._tree.result(), base_buffers)
+        assert self._mean is not None
         gradient, buffers = self._mean.result(base_buffers)
-        return RoundGradient(
-            gradient=gradient,
-            buffers=buffers,
-            samples=self._samples,
-            loss=self._loss,
-            invocations=invocations,
-            executions=executions,
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            work=work,
-        )
+        return RoundGradient(gradient=gradient, buffers=buffers, samples=self._samples, loss=self._loss)
+
+
+def of_part(layout: Layout, part: Partial, base_buffers: Buffers) -> RoundGradient:
+    """The same of a mean over all. Raises WeightsMismatch for a base of another layout."""
+    buffers = part.bounds.settled(layout, base_buffers)
+    return RoundGradient(gradient=part.gradient, buffers=buffers, samples=part.samples, loss=part.loss)
 
 
 def work_of(batches_per_worker: int, measured: Sequence[Measured]) -> Work | None:
@@ -72,6 +75,19 @@ def work_of(batches_per_worker: int, measured: Sequence[Measured]) -> Work | Non
         peak_bytes=max(each.peak_bytes for each in measured),
         cold_starts=sum(each.cold_start for each in measured),
         weights_fetched=sum(each.weights_fetched for each in measured),
+    )
+
+
+def work_told(batches_per_worker: int, told: Reduced) -> Work | None:
+    """The same where a reducer has put it together."""
+    if not told.told:
+        return None
+    return Work(
+        batches_per_worker=batches_per_worker,
+        step_seconds=told.step_seconds,
+        peak_bytes=told.peak_bytes,
+        cold_starts=told.cold_starts,
+        weights_fetched=told.weights_fetched,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,15 +103,22 @@ def of_children(client: Any, description: Mapping[str, Any]) -> dict[int, Failur
     """Failures of some children of the execution's distributed map, by the index of their item. Raises what `client`
     raises."""
     found: dict[int, Failure] = {}
+    for given, failure in failed_children(client, description):
+        index = _batch_in(given)
+        if index is not None and len(found) < CHILDREN:
+            found[index] = failure
+    return found
+
+
+def failed_children(client: Any, description: Mapping[str, Any]) -> Iterator[tuple[str, Failure]]:
+    """Inputs and failures of some children of the execution's distributed maps. Raises what `client` raises."""
     for run in client.list_map_runs(executionArn=description["executionArn"])["mapRuns"]:
         for status in ("FAILED", "TIMED_OUT"):
             page = client.list_executions(mapRunArn=run["mapRunArn"], statusFilter=status, maxResults=CHILDREN)
             for listed in page["executions"]:
                 child = client.describe_execution(executionArn=listed["executionArn"])
-                index = _batch_in(child.get("input"))
-                if index is not None and len(found) < CHILDREN:
-                    found[index] = Failure.parse(str(child.get("error") or ""), str(child.get("cause") or ""))
-    return found
+                failure = Failure.parse(str(child.get("error") or ""), str(child.get("cause") or ""))
+                yield str(child.get("input")), failure
 
 
 def explain(

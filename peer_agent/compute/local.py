@@ -7,6 +7,7 @@ The mathematics, the seeds and the order of additions are those of the Lambda wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -22,12 +23,14 @@ from contract.keys import Place
 from contract.local_steps import LocalSteps, local_update
 from contract.models import build
 from contract.optimizers import decode_moments, encode_moments
+from contract.partial import raw
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import gradient_seed
 from contract.tensors import Buffers, Layout
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, name_batches, whole
 from peer_agent.compute.moments import WorkerMoments
+from peer_agent.compute.reduced import is_reduced
 from peer_agent.ports import RoundGradient
 
 
@@ -64,14 +67,16 @@ class LocalGradientService:
         if steps is not None:
             return self._update(round, flat, buffers, batches, seed, steps)
         config = self._spec.config
-        mean, bytes_in = BatchMean(self._layout, batches), 0
+        shares = divide(batches, share_count(len(batches), self._per_share))
+        as_tree = is_reduced(config.compute, self._layout.elements, len(shares))
+        mean, bytes_in = BatchMean(self._layout, shares, as_tree=as_tree), 0
 
         def fetch(batch: BatchRef) -> bytes:
             with failing_as(name_batch(batch.index, self._rank, round)):
                 return self._fetch(batch)
 
         fetched = one_ahead(fetch, batches)
-        for share in divide(batches, share_count(len(batches), self._per_share)):
+        for share in shares:
             part = GradientMean(
                 self._model,
                 self._layout,
@@ -86,11 +91,9 @@ class LocalGradientService:
                 with failing_as(name_batch(batch.index, self._rank, round)):
                     self._add(part, batch, blob, seed)
             made = part.result()
-            # What codec none encodes to; a view, as the gradient need not be there twice.
-            payload = np.ascontiguousarray(made.gradient, "<f4").data.cast("B")
             with failing_as(name_batch(share.index, self._rank, round)):
-                mean.add(payload, codec("none"), made.buffers, made.samples, made.loss)
-        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=0)
+                mean.add(raw(made.gradient), codec("none"), made.buffers, made.samples, made.loss)
+        return replace(mean.result(buffers), bytes_in=bytes_in)
 
     def _update(
         self,
@@ -134,9 +137,8 @@ class LocalGradientService:
             bytes_out = self._store.put(steps.leaves, encode_moments(made.moments)).size
             self._moments.tidy(steps, round)
         mean = BatchMean(self._layout, [whole(batches)])
-        raw = codec("none")
-        mean.add(raw.encode(made.gradient, 0), raw, made.buffers, made.samples, made.loss)
-        return mean.result(buffers, invocations=0, executions=0, bytes_in=bytes_in, bytes_out=bytes_out)
+        mean.add(codec("none").encode(made.gradient, 0), codec("none"), made.buffers, made.samples, made.loss)
+        return replace(mean.result(buffers), bytes_in=bytes_in, bytes_out=bytes_out)
 
     def close(self) -> None:
         """A running computation ends at its next batch."""

@@ -7,19 +7,21 @@ this process, had computed of the same is as good as new, so it is looked for be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from contract import header as frame_header
 from contract import wire
 from contract.errors import CorruptObject, GradientFailed, ObjectMissing, StoreUnavailable
+from contract.gradient_frames import differences
 from contract.keys import Place
 from contract.store import ObjectStore
 from contract.tasks import GradientTask
 from contract.wire import FrameHeader
 from peer_agent.compute.batches import failing_as, name_batch
+from peer_agent.compute.reduced import Tree
 
 #: Headers read at the same time.
 READERS = 8
@@ -47,7 +49,7 @@ class Unusable(GradientFailed):
         """Of the item."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def using(index: int, task: GradientTask) -> Iterator[None]:
     """Turn what goes wrong inside into Unusable for this item; what may pass (TransientError) stays what it is."""
     try:
@@ -62,13 +64,16 @@ class Results:
 
     def __init__(self, store: ObjectStore, task: GradientTask) -> None:
         self._store, self._task = store, task
-        self._earlier: dict[int, Place] = {}  # of items by index, where not this incarnation computed them
+        self._found: dict[int, int] = {}  # incarnations by index of the item, where a result was there already
+
+    def incarnation(self, index: int) -> int:
+        """Which one computed, or is to compute, the gradient of an item."""
+        return self._found.get(index, self._task.incarnation)
 
     def place(self, index: int) -> Place:
         """Where the gradient of an item is, or is to be."""
         task = self._task
-        computed = task.places.gradient(task.rank, task.round, task.incarnation, index)
-        return self._earlier.get(index, computed)
+        return task.places.gradient(task.rank, task.round, self.incarnation(index), index)
 
     def missing(self, items: Sequence[T]) -> list[T]:
         """Those of `items` of which no gradient at the task's weights is in S3. Raises StoreUnavailable."""
@@ -79,24 +84,24 @@ class Results:
             incarnation, index = task.places.parse_gradient(task.rank, task.round, key)
             lying.setdefault(index, []).append(incarnation)
 
-        def find(item: T) -> Place | None:
+        def find(item: T) -> int | None:
             for incarnation in sorted(lying.get(item.index, ()), reverse=True):
                 place = task.places.gradient(task.rank, task.round, incarnation, item.index)
                 header = self._header(place)
                 if header is not None and not differences(header, task, item.samples):
-                    return place
+                    return incarnation
             return None
 
         with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
             found = dict(zip((item.index for item in items), pool.map(find, items), strict=True))
-        self._earlier.update({index: place for index, place in found.items() if place is not None})
+        self._found.update({index: incarnation for index, incarnation in found.items() if incarnation is not None})
         return [item for item in items if found[item.index] is None]
 
     def forget(self, index: int) -> None:
         """Remove a result of no use, so that whoever tries again does not take it for one."""
         with contextlib.suppress(StoreUnavailable):
             self._store.delete([self.place(index)])
-        self._earlier.pop(index, None)
+        self._found.pop(index, None)
 
     def _header(self, place: Place) -> FrameHeader | None:
         """Of the frame there; None where there is none or it is none. The payload is checked by whoever reads it."""
@@ -107,19 +112,28 @@ class Results:
             return None
 
 
-def differences(header: FrameHeader, task: GradientTask, samples: int) -> Mapping[str, tuple[object, object]]:
-    """What a frame is (found, asked for) that the task's result for an item of so many samples would not be.
+@dataclass
+class Effort:
+    """What a round has taken so far, and what has come to nothing."""
 
-    An earlier incarnation of the rank may have computed it.
-    """
-    found = {
-        "weights": (header.base_weights, task.weights_sha256),
-        "kind": (header.kind, wire.Kind.GRADIENT),
-        "run": (header.run, task.run),
-        "round": (header.round, task.round),
-        "rank": (header.rank, task.rank),
-        "incarnation": (header.incarnation, min(header.incarnation, task.incarnation)),
-        "codec": (header.codec, task.codec),
-        "samples": (header.samples, samples),
-    }
-    return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
+    executions: int = 0
+    invocations: int = 0
+    reducers: int = 0
+    bytes_out: int = 0
+    tree: Tree | None = None
+    """What the last execution's reducers were asked; None without any."""
+    not_reduced: str = ""
+    """Why there is no mean of theirs."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Sentences on failed items, by index; those whose cause is known stand first."""
+    missing: list[int] = field(default_factory=list)
+    """Indices of all items that are given up."""
+
+    @contextlib.contextmanager
+    def charged(self) -> Iterator[None]:
+        """A round that fails inside carries what it took all the same."""
+        try:
+            yield
+        except GradientFailed as error:
+            error.invocations, error.executions = self.invocations, self.executions
+            raise

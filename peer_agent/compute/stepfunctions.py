@@ -5,6 +5,8 @@ Nothing large passes through Step Functions: workers read weights and
 batches from S3 and write their gradients there, from where they are added up one by one. So memory is bounded by the
 model, whatever the number of batches.
 
+Where that is worth it (contract/tree.py), the same execution adds them up, and the peer reads one mean.
+
 Shares fail and executions fail. What has been computed is never computed again: where an execution ends for no item's
 sake, another one takes the shares that are missing, and so does a process that begins a round anew. Shares that failed
 for good are left out of the mean, as far as `compute.tolerated_failures` goes.
@@ -14,36 +16,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
-from contract import wire
-from contract.ahead import one_ahead
+from contract.ahead import AHEAD_BYTES, one_ahead
 from contract.batches import BatchRef, Share, share_count
 from contract.clock import Clock
 from contract.codec import codec
-from contract.errors import ConfigError, CorruptObject, GradientFailed, StoreUnavailable, WeightsMismatch
+from contract.errors import ConfigError, GradientFailed, PermanentError, StoreUnavailable
 from contract.extensions import Measured
+from contract.gradient_frames import checked
 from contract.keys import Place
 from contract.local_steps import LocalSteps
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
-from contract.tasks import GradientTask, distributed_input, inline_input, items_json
+from contract.tasks import Failure, GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
 from peer_agent.compute import attempts, diagnosis, tolerance
-from peer_agent.compute.batches import BatchMean, failing_as, name_batch, whole, work_of
+from peer_agent.compute.batches import BatchMean, failing_as, name_batch, of_part, whole, work_of, work_told
 from peer_agent.compute.diagnosis import Ending
 from peer_agent.compute.division import Division, lanes
 from peer_agent.compute.executions import EXPRESS_SECONDS, FORGOTTEN, Executions
 from peer_agent.compute.moments import WorkerMoments
-from peer_agent.compute.results import Results, Unusable, differences, using
+from peer_agent.compute.reduced import Outcome, Tree, is_reduced
+from peer_agent.compute.results import Effort, Results, Unusable, using
 from peer_agent.membership import FIRST_INCARNATION
 from peer_agent.ports import RoundGradient
 
@@ -51,32 +54,8 @@ from peer_agent.ports import RoundGradient
 MODES = ("inline_map", "distributed_map", "parallel")
 #: Executions that one round may take in one go.
 MOST_EXECUTIONS = 10
-#: Gradients up to this size are fetched while the one before is added up; larger ones would cost a model of memory.
-AHEAD_BYTES = 32 * 2**20
 #: Rounds that are remembered as begun; no more than two are computed at the same time.
 REMEMBERED = 8
-
-
-@dataclass
-class Effort:
-    """What a round has taken so far, and what has come to nothing."""
-
-    executions: int = 0
-    invocations: int = 0
-    bytes_out: int = 0
-    failures: dict[int, str] = field(default_factory=dict)
-    """Sentences on failed items, by index; those whose cause is known stand first."""
-    missing: list[int] = field(default_factory=list)
-    """Indices of all items that are given up."""
-
-    @contextlib.contextmanager
-    def charged(self) -> Iterator[None]:
-        """A round that fails inside carries what it took all the same."""
-        try:
-            yield
-        except GradientFailed as error:
-            error.invocations, error.executions = self.invocations, self.executions
-            raise
 
 
 class StepFunctionsGradientService:
@@ -147,29 +126,28 @@ class StepFunctionsGradientService:
         results, effort = Results(self._store, task), Effort()
         with effort.charged():
             self._execute(task, items, results, effort)
-            mean, bytes_in, measured, used = self._collect_usable(task, items, results, effort)
+            gradient, step_seconds, used = self._collect_usable(task, items, results, effort, buffers)
+        distributed = self._mode == "distributed_map"
         garbage = [results.place(item.index) for item in used]
-        if self._mode == "distributed_map":
+        if distributed:
             garbage.append(self._items_place(task))
+        if (tree := effort.tree or self._tree(task, items, results)) is not None:
+            garbage += tree.garbage(distributed)
         if steps is None:
-            self._division.measured([each.step_seconds for each in measured])
+            self._division.measured(step_seconds)
         else:
             self._moments.tidy(steps, round)
         with contextlib.suppress(StoreUnavailable):  # what stays costs some storage until the run is removed
             self._store.delete(garbage)
-        most = max(len(item.batches) for item in used) if steps is None else len(batches)
-        gradient = mean.result(
-            buffers,
-            invocations=effort.invocations,
-            executions=effort.executions,
-            bytes_in=bytes_in,
-            bytes_out=effort.bytes_out,
-            work=work_of(most, measured),
-        )
         return dataclasses.replace(
             gradient,
+            invocations=effort.invocations,
+            reducers=effort.reducers,
+            executions=effort.executions,
+            bytes_out=effort.bytes_out,
             failures=tuple(effort.failures[index] for index in effort.missing),
             batches_failed=sum(len(item.batches) for item in items if item.index in effort.missing),
+            not_reduced=effort.not_reduced,
         )
 
     def close(self) -> None:
@@ -199,14 +177,25 @@ class StepFunctionsGradientService:
             code_digest=self._spec.code_digest,
         )
 
-    def _input(self, task: GradientTask, items: Sequence[Share]) -> tuple[str, int]:
+    def _tree(self, task: GradientTask, items: Sequence[Share], results: Results) -> Tree | None:
+        """How the gradients of all items are to be added up; None where the peer does that."""
+        compute = self._spec.config.compute
+        if not is_reduced(compute, self._layout.elements, len(items)):
+            return None
+        return Tree.over(task, items, results.incarnation, self._layout, compute.tolerated_failures > 0)
+
+    def _input(self, task: GradientTask, items: Sequence[Share], tree: Tree | None) -> tuple[str, int]:
         """The execution's input, and the bytes that went to S3 beside it. Raises PeerlessError."""
-        common = task.common_dict()
-        if self._mode != "distributed_map":
-            return inline_input(common, self._branches(items)), 0
-        listed = items_json(items)
-        self._store.put(self._items_place(task), listed)
-        return distributed_input(common, self._items_place(task)), len(listed)
+        common, distributed = task.common_dict(), self._mode == "distributed_map"
+        reduce = None if tree is None else tree.part(distributed)
+        if not distributed:
+            return inline_input(common, self._branches(items), reduce), 0
+        lists = {self._items_place(task): items_json(items)}
+        if tree is not None:
+            lists[tree.groups_place] = tree.groups_json()
+        for place, listed in lists.items():
+            self._store.put(place, listed)
+        return distributed_input(common, self._items_place(task), reduce), sum(map(len, lists.values()))
 
     def _items_place(self, task: GradientTask) -> Place:
         return self._spec.places.items(self._rank, task.round, task.incarnation)
@@ -235,12 +224,19 @@ class StepFunctionsGradientService:
         missing: Sequence[Share] = results.missing(items) if again else items
         while missing:
             with failing_as(f"rank {self._rank} in round {task.round}"):
-                text, bytes_beside = self._input(task, missing)
+                effort.tree = self._tree(task, items, results)
+                text, bytes_beside = self._input(task, missing, effort.tree)
             description = self._executions.run(task, text)
             ending = self._ending(description, missing)
             effort.executions += 1
             effort.invocations += ending.invocations
             effort.bytes_out += len(text.encode()) + bytes_beside
+            if effort.tree is not None:
+                children = functools.partial(self._failed_children, description)
+                outcome = Outcome.of(description, effort.tree, self._spec.config.compute, children)
+                effort.reducers += outcome.invocations
+                effort.invocations += outcome.invocations
+                effort.not_reduced = outcome.failure
             if ending.complete:
                 return
             missing = self._remaining(task, items, missing, description, ending, results, effort)
@@ -296,6 +292,12 @@ class StepFunctionsGradientService:
         count = sum(len(item.batches) for item in items)
         tolerance.check(self._spec.config.compute.tolerated_failures, count, effort.failures, lost)
 
+    def _failed_children(self, description: Mapping[str, Any]) -> list[tuple[str, Failure]]:
+        found: list[tuple[str, Failure]] = []
+        with contextlib.suppress(ClientError, BotoCoreError):  # they explain, and decide nothing
+            found += diagnosis.failed_children(self._executions.client, description)
+        return found
+
     def _failures(self, task: GradientTask, description: Mapping[str, Any], ending: Ending) -> dict[int, str]:
         """Sentences on failed items by index: all that the output names, or some children of a distributed map."""
         found = dict(ending.failures)
@@ -337,58 +339,73 @@ class StepFunctionsGradientService:
             return diagnosis.explain(None, description, asked, self._rank, task.round, compute, missing)
 
     def _collect_usable(
-        self, task: GradientTask, items: Sequence[Share], results: Results, effort: Effort
-    ) -> tuple[BatchMean, int, list[Measured], Sequence[Share]]:
-        """The mean over all items but those given up, which are more where results turn out to be of no use; the bytes
-        read, what the workers measured, and the items in it. Raises GradientFailed."""
+        self, task: GradientTask, items: Sequence[Share], results: Results, effort: Effort, buffers: Buffers
+    ) -> tuple[RoundGradient, list[float], Sequence[Share]]:
+        """The mean over all items but those given up, which are more where results turn out to be of no use; the
+        workers' seconds per batch, and the items in it. Raises GradientFailed."""
         bytes_in = 0
         while True:
             used = [item for item in items if item.index not in effort.missing]
             try:
-                mean, read, measured = self._collect(task, used, results)
-                return mean, bytes_in + read, measured, used
+                gradient, step_seconds = self._read_mean(used, effort, buffers) or self._collect(
+                    task, items, used, results, buffers
+                )
+                return dataclasses.replace(gradient, bytes_in=bytes_in + gradient.bytes_in), step_seconds, used
             except Unusable as error:
                 results.forget(error.index)
                 effort.missing.append(error.index)
                 effort.failures[error.index] = str(error)
                 self._check_tolerance(items, effort)
 
-    def _collect(
-        self, task: GradientTask, shares: Sequence[Share], results: Results
-    ) -> tuple[BatchMean, int, list[Measured]]:
-        """Read the shares' gradients one after another and add them up; the mean, the bytes read, and what the workers
-        measured. Raises Unusable."""
-        mean = BatchMean(self._layout, shares)
-        bytes_in, measured = 0, []
+    def _read_mean(
+        self, used: Sequence[Share], effort: Effort, base: Buffers
+    ) -> tuple[RoundGradient, list[float]] | None:
+        """What the reducers made, if it is of use. Raises TransientError."""
+        if effort.tree is None or effort.not_reduced:
+            return None
+        try:
+            part, bytes_in = effort.tree.read(self._store, self._layout, used)
+        except PermanentError as error:
+            effort.not_reduced = f"{error} ({type(error).__name__})"
+            return None
+        told = part.reduced
+        work = work_told(max(len(share.batches) for share in used), told)
+        gradient = dataclasses.replace(of_part(self._layout, part, base), bytes_in=bytes_in, work=work)
+        return gradient, [told.step_seconds] if told.told else []
 
-        def fetch(share: Share) -> bytes:
+    def _collect(
+        self, task: GradientTask, shares: Sequence[Share], used: Sequence[Share], results: Results, base: Buffers
+    ) -> tuple[RoundGradient, list[float]]:
+        """Read the gradients of those `shares` that are `used` one after another and add them up; the mean, and the
+        seconds per batch that the workers measured. Raises Unusable."""
+        as_tree = is_reduced(self._spec.config.compute, self._layout.elements, len(shares))
+        mean = BatchMean(self._layout, shares if as_tree else used, as_tree=as_tree)
+        bytes_in, measured = 0, list[Measured]()
+        elements, buffers_bytes = self._layout.elements, self._layout.buffers_bytes
+
+        missing = {share.index for share in shares} - {share.index for share in used}
+
+        def fetch(share: Share) -> bytes | None:
+            if share.index in missing:
+                return None
             with using(share.index, task):
                 return self._store.get(results.place(share.index))
 
-        ahead = codec(task.codec).encoded_bytes(self._layout.elements) <= AHEAD_BYTES
+        ahead = codec(task.codec).encoded_bytes(elements) <= AHEAD_BYTES
         for share, blob in one_ahead(fetch, shares, ahead=ahead):
+            if blob is None:
+                mean.skip()
+                continue
             bytes_in += len(blob)
             with using(share.index, task):
-                frame = self._check(task, share, blob, results.place(share.index))
+                place = results.place(share.index)
+                frame = checked(blob, place, task, share.samples, elements=elements, buffers_bytes=buffers_bytes)
                 header = frame.header
                 added = unpack_buffers(self._layout, frame.buffers)
                 mean.add(frame.payload, codec(header.codec), added, header.samples, header.loss or 0.0)
                 if header.measured is not None:
                     measured.append(header.measured)
             del frame, blob  # before the next one is fetched
-        return mean, bytes_in, measured
-
-    def _check(self, task: GradientTask, item: Share, blob: bytes, place: Place) -> wire.Frame:
-        """The frame, if it is the gradient that was asked for. Raises CorruptObject, WeightsMismatch."""
-        frame = wire.decode(
-            blob, expected_elements=self._layout.elements, expected_buffers_bytes=self._layout.buffers_bytes
-        )
-        wrong = differences(frame.header, task, item.samples)
-        if "weights" in wrong:
-            raise WeightsMismatch(
-                f"the gradient was computed at weights {frame.header.base_weights[:12]}…, "
-                f"not {task.weights_sha256[:12]}…"
-            )
-        for name, (found, asked) in wrong.items():
-            raise CorruptObject(f"{place} holds a frame whose {name} is {found}, asked was for {asked}")
-        return frame
+        most = max(len(share.batches) for share in used) if task.steps is None else len(task.steps.batches)
+        made = dataclasses.replace(mean.result(base), bytes_in=bytes_in, work=work_of(most, measured))
+        return made, [each.step_seconds for each in measured]

@@ -24,6 +24,10 @@ Seconds = Annotated[int, typer.Option("--timeout-seconds", metavar="S", help="co
 Tolerated = Annotated[float, typer.Option("--tolerated-failures", metavar="T", help="compute.tolerated_failures.")]
 Function = Annotated[str, typer.Option("--function", metavar="ARN", help="The Lambda function that is invoked.")]
 
+Reducer = Annotated[
+    str, typer.Option("--reducer", metavar="ARN", help="The one that adds gradients up; none without (compute.reduce).")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
@@ -40,9 +44,11 @@ def render(
     timeout_seconds: Seconds = 120,
     tolerated_failures: Tolerated = 0,
     function: Function = FUNCTION,
+    reducer: Reducer = "",
 ) -> None:
     """Print the definition in Amazon States Language."""
-    print(json.dumps(_definition(batches, mode, concurrency, timeout_seconds, tolerated_failures, function), indent=2))
+    made = _definition(batches, mode, concurrency, timeout_seconds, tolerated_failures, function, reducer)
+    print(json.dumps(made, indent=2))
 
 
 def draw(
@@ -52,6 +58,7 @@ def draw(
     timeout_seconds: Seconds = 120,
     tolerated_failures: Tolerated = 0,
     function: Function = FUNCTION,
+    reducer: Reducer = "",
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Write an SVG picture there, and print nothing.")
     ] = None,
@@ -60,7 +67,7 @@ def draw(
     from statemachines.picture import mermaid
     from statemachines.svg import svg as picture
 
-    made = _definition(batches, mode, concurrency, timeout_seconds, tolerated_failures, function)
+    made = _definition(batches, mode, concurrency, timeout_seconds, tolerated_failures, function, reducer)
     if svg is None:
         print(mermaid(made, batches), end="")
         return
@@ -71,7 +78,7 @@ def draw(
 
 
 def _definition(
-    batches: int, mode: str, concurrency: int, timeout_seconds: int, tolerated: float, function: str
+    batches: int, mode: str, concurrency: int, timeout_seconds: int, tolerated: float, function: str, reducer: str
 ) -> dict[str, Any]:
     """Of the mode that `auto` takes, or of the named one. Raises ConfigError."""
     from contract.config import with_overrides
@@ -89,4 +96,5 @@ def _definition(
         concurrency=compute.concurrency,
         timeout_seconds=compute.timeout_seconds,
         tolerated=compute.tolerated_failures,
+        reducer_arn=reducer,
     )

@@ -109,7 +109,8 @@ def _parts(settings: Settings) -> list[_Part]:
         nat = network["nat_gateway_hour"] + network["public_address_hour"]
         parts.append(_Part("NAT gateway", outputs.NETWORK, nat))
     if settings.workers and settings.snap_start:
-        gb = (1 if settings.shared_worker else peers) * settings.memory_mb / 1_024
+        functions = (1 if settings.shared_worker else peers) * (2 if settings.reduce else 1)  # a reducer beside each
+        gb = functions * settings.memory_mb / 1_024
         kept = gb * _usd("lambda")["snapshot_gb_second"] * 3_600
         parts.append(_Part("SnapStart snapshots", outputs.WORKERS, kept))
     alarms = small["dashboard_month"] + alarm_metrics(settings) * small["alarm_month"]

@@ -25,7 +25,7 @@ from peerless.launch.deployed import Deployment
 from peerless.launch.interrupts import Interrupts
 from peerless.launch.kept import Outcome, keep, tell_in_folder
 from peerless.launch.run_folder import RunFolder, new_run_id
-from peerless.launch.workload import Workload, resolve_mode
+from peerless.launch.workload import Workload, resolve
 from peerless.report.progress import Observer
 
 
@@ -62,7 +62,7 @@ def train_on_aws(
         session.refuse_second_run()
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
-        resolved = resolve_mode(config, work.prepared.batches)
+        resolved = resolve(config, work.prepared.batches, work.layout.elements)
         session.look_at_account(resolved, work)
         prices = session.agree(resolved, confirm)
         folder = RunFolder.create(target)

@@ -45,6 +45,7 @@ def settings_for(config: RunConfig, *, code_dir: str = "", code_digest: str = ""
         timeout_seconds=compute.timeout_seconds,
         concurrency=compute.concurrency,
         tolerated_failures=float(compute.tolerated_failures),
+        reduce=compute.reduce != "never",
         threads=compute.threads,
         code_dir="" if local else code_dir,
         code_requirements=() if local else config.code.requirements,
@@ -64,6 +65,10 @@ class Deployment:
     """Names of the gradient workers' functions; a shared one once per rank."""
     function_arns: tuple[str, ...]
     """What state machines invoke: the alias, where there is one."""
+    reducers: tuple[str, ...]
+    """Names of the functions that add gradients up, likewise."""
+    reducer_arns: tuple[str, ...]
+    """What state machines invoke of theirs."""
     inline_machines: tuple[str, ...]
     distributed_machines: tuple[str, ...]
     machine_roles: tuple[str, ...]
@@ -107,6 +112,8 @@ class Deployment:
             peer_buckets=ranked(outputs.STORAGE, outputs.PEER_BUCKETS),
             functions=by_workers(outputs.FUNCTIONS),
             function_arns=by_workers(outputs.FUNCTION_ARNS),
+            reducers=by_workers(outputs.REDUCERS) if settings.reduce else (),
+            reducer_arns=by_workers(outputs.REDUCER_ARNS) if settings.reduce else (),
             inline_machines=by_workers(outputs.INLINE_MACHINES),
             distributed_machines=by_workers(outputs.DISTRIBUTED_MACHINES),
             machine_roles=by_workers(outputs.MACHINE_ROLES),
@@ -126,6 +133,8 @@ class Deployment:
             wrong = f"has {has.peers} peers, but the configuration asks for {config.peers}"
         elif asked.workers and not has.workers:
             wrong = "has no gradient workers, but compute.service is lambda"
+        elif asked.workers and asked.reduce and not has.reduce:
+            wrong = f"has no gradient reducers, but compute.reduce is {config.compute.reduce}"
         elif asked.broker and not has.broker:
             wrong = "has no broker, but exchange.transport is rabbitmq"
         elif not has.local and code_digest != has.code_digest:

@@ -41,7 +41,7 @@ from peerless.launch.guests import one_at_a_time, takes_part
 from peerless.launch.interrupts import Interrupts
 from peerless.launch.local_session import open_store, own_environment, start_peer
 from peerless.launch.parts import Parts
-from peerless.launch.resources import create_machine, delete_bucket, machine_order
+from peerless.launch.resources import create_machine, delete_bucket, function_name, machine_order, reducer_name
 from peerless.launch.result import LEFT, UNFINISHED
 from peerless.launch.resume import last_spec
 from peerless.launch.run_folder import RunFolder
@@ -217,7 +217,10 @@ class Guest:
             raise LocalStackError(f"bucket {self._bucket} cannot be created: {error}") from error
         if spec.config.compute.service == "lambda":
             (count,) = invocations_per_round(spec.config, prepared.batches)
-            self._order = machine_order(spec.config, self._machine, self._function_arn(), count)
+            name = running.parts.run
+            reducer = "" if spec.config.compute.reduce == "never" else self._function_arn(reducer_name(name))
+            worker = self._function_arn(function_name(name))
+            self._order = machine_order(spec.config, self._machine, worker, count, reducer)
             self._arn = create_machine(self._states, self._order)
         self._observer.note(f"uploading {prepared.batches[0]} batches of {prepared.samples[0]} samples")
         peers = spec.config.peers
@@ -286,8 +289,7 @@ class Guest:
                 self._states.delete_state_machine(stateMachineArn=self._arn)
             delete_bucket(self._s3, self._bucket)
 
-    def _function_arn(self) -> str:
-        name = f"peerless-{self._running.parts.run}-gradient"
+    def _function_arn(self, name: str) -> str:
         try:
             found = self._running.cloud.client("lambda").get_function(FunctionName=name)
         except (BotoCoreError, ClientError) as error:

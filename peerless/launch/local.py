@@ -33,7 +33,7 @@ from peerless.launch.parts import Parts, held
 from peerless.launch.resources import places_for
 from peerless.launch.run_folder import LOCAL_FOLDER, RunFolder, new_run_id
 from peerless.launch.upload import provide
-from peerless.launch.workload import Workload, resolve_mode
+from peerless.launch.workload import Workload, resolve
 from peerless.report.progress import Observer
 
 
@@ -64,7 +64,7 @@ def train_local(
     with Interrupts(clock) as interrupts, shipping.importable(config.code):
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
-        resolved = resolve_mode(config, work.prepared.batches)
+        resolved = resolve(config, work.prepared.batches, work.layout.elements)
         check_broker(resolved)  # before there is a folder of a run that cannot start
         folder = RunFolder.create(target)
         try:

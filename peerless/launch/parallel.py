@@ -24,6 +24,7 @@ def create(
             concurrency=config.compute.concurrency,
             timeout_seconds=config.compute.timeout_seconds,
             tolerated=config.compute.tolerated_failures,
+            reducer_arn="" if config.compute.reduce == "never" else deployment.reducer_arns[rank],
         )
         with told(f"create the state machine of peer {rank}"):
             answer = clients("stepfunctions").create_state_machine(

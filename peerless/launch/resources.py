@@ -21,6 +21,7 @@ from peerless.launch.deployed import Deployment
 from statemachines import Mode, definition
 
 HANDLER = "lambdas.gradient_worker.handler.handler"
+REDUCER = "lambdas.gradient_reducer.handler.handler"
 #: The local AWS checks no permissions; a role must merely have the form of one.
 _LOCAL_ROLE = "arn:aws:iam::000000000000:role/peerless-local"
 
@@ -76,9 +77,8 @@ class LocalResources:
         """Function and state machines are called after `name`: the same for all internal runs of one run."""
         self._cloud = cloud
         self.places = places
-        self._name, self._function = name, f"peerless-{name}-gradient"
-        self._functions: list[str] = []
-        self._function_arn = ""
+        self._name = name
+        self._functions: dict[str, tuple[str, str]] = {}  # by handler: name and ARN
         self._machines: dict[str, dict[str, str]] = {}  # what each is made from, by ARN
         self._guests: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # buckets and machines
         self._memory_mb = 0
@@ -110,30 +110,34 @@ class LocalResources:
     def _create_workers(
         self, config: RunConfig, batches: tuple[int, ...], environment: dict[str, str], workers: int
     ) -> tuple[str, ...]:
-        arn = self._cloud.register_function(
-            self._function,
-            handler=HANDLER,
-            workers=workers,
-            timeout_seconds=config.compute.timeout_seconds,
-            memory_mb=config.compute.memory_mb,
-            env=environment,
-        )
-        self._functions.append(self._function)
+        names = {HANDLER: function_name(self._name)}
+        if config.compute.reduce != "never":
+            names[REDUCER] = reducer_name(self._name)
+        for handler, name in names.items():
+            arn = self._cloud.register_function(
+                name,
+                handler=handler,
+                workers=workers,
+                timeout_seconds=config.compute.timeout_seconds,
+                memory_mb=config.compute.memory_mb,
+                env=environment,
+            )
+            self._functions[handler] = name, arn
         self._memory_mb = config.compute.memory_mb
-        self._function_arn = arn
         for rank, count in enumerate(batches):
             self.add(config, f"peerless-{self._name}-{rank}", count)
         return tuple(self._machines)
 
     def add(self, config: RunConfig, name: str, batches: int) -> None:
-        """One more state machine, for the function of all. Raises LocalStackError."""
-        order = machine_order(config, name, self._function_arn, batches)
+        """One more state machine, for the functions of all. Raises LocalStackError."""
+        reducer = self._functions.get(REDUCER, ("", ""))[1]
+        order = machine_order(config, name, self._functions[HANDLER][1], batches, reducer)
         self._machines[create_machine(self._states, order)] = order
 
     def restore(self) -> None:
-        """The function first, which the machines name; its workers have gone on. Raises LocalStackError."""
-        for name in self._functions:
-            self._cloud.create_function(name, handler=HANDLER, memory_mb=self._memory_mb)
+        """The functions first, which the machines name; their workers have gone on. Raises LocalStackError."""
+        for handler, (name, _) in self._functions.items():
+            self._cloud.create_function(name, handler=handler, memory_mb=self._memory_mb)
         for order in self._machines.values():
             create_machine(self._states, order)
 
@@ -142,12 +146,12 @@ class LocalResources:
         self._guests = (*buckets,), (*(arn for arn in machines if arn and arn not in self._machines),)
 
     def counters(self) -> dict[str, Any]:
-        """What the local Lambda service counted for this run's function (empty without one)."""
-        return self._cloud.function_counters(self._function) if self._functions else {}
+        """What the local Lambda service counted for this run's functions (empty without any)."""
+        return _counted(self._cloud, [name for name, _ in self._functions.values()])
 
     def remove(self, keep_buckets: bool) -> None:
         """Remove what this run made; needed where the local AWS outlives the run."""
-        for name in self._functions:
+        for name, _ in self._functions.values():
             self._cloud.remove_function(name)
         try:
             for arn in (*self._machines, *self._guests[1]):
@@ -160,7 +164,30 @@ class LocalResources:
             ) from error
 
 
-def machine_order(config: RunConfig, name: str, function_arn: str, batches: int) -> dict[str, str]:
+def function_name(name: str) -> str:
+    """Of the gradient workers of a run's own."""
+    return f"peerless-{name}-gradient"
+
+
+def reducer_name(name: str) -> str:
+    """Of what adds their gradients up."""
+    return f"peerless-{name}-reduce"
+
+
+def _counted(cloud: LocalCloud, names: Sequence[str]) -> dict[str, Any]:
+    """The sum over functions of what the local Lambda service counted."""
+    total: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for name in names:
+        counted = cloud.function_counters(name)
+        errors.update(counted.pop("errors_by_name"))
+        total.update(counted)
+    return {**total, "errors_by_name": dict(errors)} if names else {}
+
+
+def machine_order(
+    config: RunConfig, name: str, function_arn: str, batches: int, reducer_arn: str = ""
+) -> dict[str, str]:
     """What to ask Step Functions for: the machine of one peer with so many batches a round."""
     compute = config.compute
     express = config.aws.express and compute.state_machine == "inline_map"
@@ -171,6 +198,7 @@ def machine_order(config: RunConfig, name: str, function_arn: str, batches: int)
         concurrency=compute.concurrency,
         timeout_seconds=compute.timeout_seconds,
         tolerated=compute.tolerated_failures,
+        reducer_arn=reducer_arn,
     )
     return {
         "name": name,
@@ -216,17 +244,21 @@ class DeployedResources:
         """As the protocol says: processes behind the deployed functions, and machines for `parallel` alone."""
         if config.compute.service == "local":
             return ("",) * config.peers
-        names = list(dict.fromkeys(self._deployment.functions[: config.peers]))
-        for name in names:
-            self._cloud.start_workers(
-                name,
-                handler=HANDLER,
-                workers=max(1, workers // len(names)),
-                timeout_seconds=config.compute.timeout_seconds,
-                memory_mb=config.compute.memory_mb,
-                env=environment,
-            )
-            self._functions.append(name)
+        used = {HANDLER: self._deployment.functions[: config.peers]}
+        if config.compute.reduce != "never":
+            used[REDUCER] = self._deployment.reducers[: config.peers]
+        for handler, functions in used.items():
+            names = list(dict.fromkeys(functions))
+            for name in names:
+                self._cloud.start_workers(
+                    name,
+                    handler=handler,
+                    workers=max(1, workers // len(names)),
+                    timeout_seconds=config.compute.timeout_seconds,
+                    memory_mb=config.compute.memory_mb,
+                    env=environment,
+                )
+            self._functions += names
         mode = Mode(config.compute.state_machine)
         if mode is not Mode.PARALLEL:
             return self._deployment.machines(mode)[: config.peers]
@@ -234,14 +266,8 @@ class DeployedResources:
         return parallel.create(self._cloud.client, self._deployment, config, self._run, batches)
 
     def counters(self) -> dict[str, Any]:
-        """The sum over the functions, which no run before has used since their processes were started."""
-        total: Counter[str] = Counter()
-        errors: Counter[str] = Counter()
-        for name in self._functions:
-            counted = self._cloud.function_counters(name)
-            errors.update(counted.pop("errors_by_name"))
-            total.update(counted)
-        return {**total, "errors_by_name": dict(errors)} if self._functions else {}
+        """Of functions that no run before has used since their processes were started."""
+        return _counted(self._cloud, self._functions)
 
     def restore(self) -> None:
         """Stacks are more than a run can make. Raises LocalStackError."""

@@ -11,10 +11,12 @@ from torch import nn
 from contract import models, tensors, weights_file
 from contract.algorithms import algorithm
 from contract.batches import share_count
+from contract.codec import codec
 from contract.config import BUILT_IN_MODELS, RunConfig
 from contract.errors import ConfigError, ModelError
 from contract.modelspec import ModelSpec
 from contract.objective import loss_function
+from contract.tree import ever_reduces
 from peerless import data
 from statemachines import choose_mode
 
@@ -79,3 +81,14 @@ def resolve_mode(config: RunConfig, batches: tuple[int, ...]) -> RunConfig:
         compute.concurrency,
     )
     return config.model_copy(update={"compute": compute.model_copy(update={"state_machine": mode.value})})
+
+
+def resolve(config: RunConfig, batches: tuple[int, ...], elements: int) -> RunConfig:
+    """The same, and `compute.reduce = auto` becomes `never` where no round of these batches and a model of so many
+    elements is worth reducing: then nothing is made for it."""
+    resolved = resolve_mode(config, batches)
+    compute, most = resolved.compute, max(invocations_per_round(config, batches))
+    encoded, mean = (codec(name).encoded_bytes(elements) for name in (compute.gradient_codec, "none"))
+    if ever_reduces(compute.reduce, most, encoded, mean):
+        return resolved
+    return resolved.model_copy(update={"compute": compute.model_copy(update={"reduce": "never"})})

@@ -177,6 +177,8 @@ def describe(event: Mapping[str, Any], rounds: int) -> str | None:
     if name == "batches_failed":
         lost, cause = event["failed"], event["causes"][0]
         return f"{peer}: round {event['round'] + 1}: went on without {lost} of its batches: {cause}"
+    if name == "not_reduced":
+        return f"{peer}: round {event['round'] + 1}: added its gradients up itself: {event['cause']}"
     if name == "frame_rejected":
         sender = "an unknown sender" if event.get("sender") is None else f"peer {event['sender']}"
         return f"{peer}: rejected a message of {sender}: {event.get('reason')}"

@@ -5,26 +5,41 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from contract.batches import BatchRef
 from contract.keys import Place
+from contract.reduce_tasks import groups
 from contract.tasks import Failure, distributed_input, inline_input, items_json
 from infra.local.lambda_client import LambdaService
 from peer_agent.compute import attempts
 from peer_agent.compute.diagnosis import Ending, of_children
+from peer_agent.compute.reduced import LEVELS
 from statemachines import Mode, definition, gradients, render
 
 BUCKET = "executions"
 
 
-class Executor:
-    """AWS's clients of one executor, and a function whose tasks fail as told (tests.fakes.lambda_handlers.item)."""
+@dataclass(frozen=True)
+class Batch:
+    """What a group is made of."""
 
-    def __init__(self, sfn: Any, s3: Any, function_arn: str, service: LambdaService, function: str) -> None:
+    index: int
+    samples: int = 1
+
+
+class Executor:
+    """AWS's clients of one executor, and functions whose tasks fail as told (tests.fakes.lambda_handlers)."""
+
+    def __init__(
+        self, sfn: Any, s3: Any, function_arn: str, service: LambdaService, function: str, reducer_arn: str = ""
+    ) -> None:
+        """`function` runs `item`, the one with `reducer_arn` runs `group`."""
         self.sfn, self.s3, self.arn, self.service, self.function = sfn, s3, function_arn, service, function
+        self.reducer_arn = reducer_arn
 
     def run(
         self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]] | None = None, tolerated: float = 0
@@ -32,12 +47,29 @@ class Executor:
         """Execute with a function whose handler is `item`; gives what `execute` does."""
         return self.execute(mode, batches, self._input(mode, batches, failures or {}), tolerated)
 
-    def execute(self, mode: Mode, batches: int, text: str, tolerated: float = 0) -> dict[str, Any]:
+    def reduce(self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]] | None = None) -> dict[str, Any]:
+        """The same, and a reducer afterwards that fails in some levels."""
+        levels = groups([Batch(index) for index in range(batches)], lambda index: 0)
+        told = [[group.to_dict() for group in level] for level in levels]
+        named = dict(zip(LEVELS, told + [[]] * (len(LEVELS) - len(told)), strict=True))
+        reduce: dict[str, Any] = {"shared": {"failures": failures or {}}, **named}
+        if mode is Mode.DISTRIBUTED_MAP:
+            reduce["groups"] = {"bucket": BUCKET, "key": f"items/{uuid.uuid4()}"}
+            body = items_json(levels[0] if levels else [])
+            self.s3.put_object(Bucket=BUCKET, Key=reduce["groups"]["key"], Body=body)
+            del reduce["level1"]
+        text = json.dumps({**json.loads(self.plain_input(mode, batches)), "reduce": reduce})
+        return self.execute(mode, batches, text, reducer_arn=self.reducer_arn)
+
+    def execute(
+        self, mode: Mode, batches: int, text: str, tolerated: float = 0, reducer_arn: str = ""
+    ) -> dict[str, Any]:
         """Execute once with this input; gives DescribeExecution's answer, and `invocations` that it took."""
         name = f"m-{uuid.uuid4()}"
         made = definition(
-            mode, function_arn=self.arn, batches=batches, concurrency=8, timeout_seconds=30, tolerated=tolerated
-        )
+            mode, function_arn=self.arn, batches=batches, concurrency=8, timeout_seconds=30, tolerated=tolerated,
+            reducer_arn=reducer_arn,
+        )  # fmt: skip
         machine = self.sfn.create_state_machine(name=name, definition=render(made), roleArn=self._role("states"))
         before = self.service.counters(self.function)["invocations"]
         started = self.sfn.start_execution(stateMachineArn=machine["stateMachineArn"], name=name, input=text)
@@ -48,6 +80,10 @@ class Executor:
             threading.Event().wait(0.01)
         after = self.service.counters(self.function)["invocations"]
         return {**described, "invocations": after - before}
+
+    def plain_input(self, mode: Mode, batches: int) -> str:
+        """Of a round in which nothing fails."""
+        return self._input(mode, batches, {})
 
     def _input(self, mode: Mode, batches: int, failures: dict[int, tuple[str, int]]) -> str:
         common = {"failures": {str(batch): told for batch, told in failures.items()}, "text": "x" * 500}
@@ -77,6 +113,30 @@ class Executions:
         done = executor.run(mode, batches)
         assert (done["status"], done["invocations"]) == ("SUCCEEDED", batches)
         assert json.loads(done["output"]) == {"retries": [0] * batches}
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize(("batches", "levels"), [(3, (1, 0, 0)), (12, (2, 1, 0))])
+    def test_gradients_are_added_up_level_by_level(
+        self, executor: Executor, mode: Mode, batches: int, levels: tuple[int, ...]
+    ) -> None:
+        done = executor.reduce(mode, batches)
+        assert (done["status"], done["invocations"]) == ("SUCCEEDED", batches)
+        ends = {name: [0] * count for name, count in zip(LEVELS, levels, strict=True)}
+        assert json.loads(done["output"]) == {"retries": [0] * batches, "reducers": ends}
+
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_a_reducer_that_fails_fails_nothing_else(self, executor: Executor, mode: Mode) -> None:
+        output = json.loads(executor.reduce(mode, 12, {2: ("CorruptObject", 99)})["output"])
+        assert output["retries"] == [0] * 12
+        told = Failure.parse(output["not_reduced"]["Error"], output["not_reduced"]["Cause"])
+        assert told == Failure("CorruptObject", "group of level 2 failed as it was told")
+        assert output.keys() == {"retries", "not_reduced"}
+
+    @pytest.mark.parametrize("mode", Mode)
+    def test_a_machine_with_reducers_takes_a_round_that_has_none(self, executor: Executor, mode: Mode) -> None:
+        text = executor.plain_input(mode, 3)
+        done = executor.execute(mode, 3, text, reducer_arn=executor.reducer_arn)
+        assert json.loads(done["output"]) == {"retries": [0] * 3}
 
     @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
     def test_a_permanent_error_fails_the_execution(self, executor: Executor, mode: Mode) -> None:

@@ -55,7 +55,7 @@ class GradientRun:
 
     def torch_gradient(self) -> tuple[NDArray[np.float64], Buffers, float]:
         """Gradient (n,), buffers and loss by plain torch: forward and backward per batch, all from the same weights."""
-        total = sum(COUNTS)
+        total = sum(batch.samples for batch in self.batches)
         gradient = np.zeros(self.layout.elements)
         loss_sum = 0.0
         floats: dict[str, Any] = dict.fromkeys(self.buffers, 0.0)
@@ -85,19 +85,21 @@ def prepare(
     *,
     machine: str = "",
     buckets: tuple[str, str] = ("run-bucket", "peer-bucket"),
+    counts: Sequence[int] = COUNTS,
     **compute: Any,
 ) -> GradientRun:
-    """Put a run with one peer into `store`; `compute` are settings of [compute]. `buckets`: the run's, the peer's."""
+    """Put a run with one peer into `store`; `compute` are settings of [compute]. `buckets`: the run's, the peer's;
+    `counts`: samples per batch."""
     torch.set_num_threads(1)
     settings = {"service": "lambda" if machine else "local", "state_machine": "inline_map", **compute}
     config = RunConfig.model_validate(
-        {"peers": 1, "model": model, "batch_size": max(COUNTS), "batches_per_round": 0, "compute": settings}
+        {"peers": 1, "model": model, "batch_size": max(counts), "batches_per_round": 0, "compute": settings}
     )
     spec_model = ModelSpec(name=model, classes=10, channels=1, image_size=28)
     places = Places(run="one-round", run_bucket=buckets[0], peer_buckets=(buckets[1],), region="us-east-1")
     data, refs = [], []
     generator = torch.Generator().manual_seed(7)
-    for index, count in enumerate(COUNTS):
+    for index, count in enumerate(counts):
         x = torch.randn(count, 1, 28, 28, generator=generator)
         y = torch.randint(10, (count,), generator=generator)
         blob = encode_batch(x, y)
@@ -118,9 +120,9 @@ def prepare(
         config=config,
         places=places,
         model=spec_model,
-        samples=(sum(COUNTS),),
-        batches=(len(COUNTS),),
-        rounds_per_epoch=rounds_per_epoch((len(COUNTS),), 0),
+        samples=(sum(counts),),
+        batches=(len(counts),),
+        rounds_per_epoch=rounds_per_epoch((len(counts),), 0),
         initial_weights=sha256,
         validation=ValidationSet(sha256="0" * 64, samples=1),
         state_machines=(machine,),

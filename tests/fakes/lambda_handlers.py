@@ -75,3 +75,12 @@ def item(event: Any, context: Any) -> dict[str, Any]:
             os._exit(1)
         raise getattr(errors, error)(f"batch {index} failed as it was told")
     return {"batch": index, "key": event["batch"]["key"], "retries": retries, "padding": "x" * 100_000}
+
+
+def group(event: Any, context: Any) -> dict[str, Any]:
+    """One reducer's task: fails like `shared["failures"][<level>]` = [error, times] says, then answers as above."""
+    level, retries = event["group"]["level"], event["retries"]
+    error, times = event["shared"].get("failures", {}).get(str(level), ("", 0))
+    if retries < times:
+        raise getattr(errors, error)(f"group of level {level} failed as it was told")
+    return {"level": level, "retries": retries, "padding": "x" * 100_000}

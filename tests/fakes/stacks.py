@@ -28,6 +28,9 @@ def stack_outputs(settings: Settings) -> dict[str, dict[str, str]]:
                 outputs.DISTRIBUTED_MACHINES: each("arn:distributed"),
                 outputs.MACHINE_ROLES: each("arn:role"),
             }
+            if settings.reduce:
+                reducers = {outputs.REDUCERS: each("reducer"), outputs.REDUCER_ARNS: each("arn:reducer")}
+                made[f"{prefix}-{outputs.WORKERS}{number}"] |= reducers
         if not settings.local:
             peers = {outputs.AUTO_SCALING_GROUPS: each("group"), outputs.PEER_LOG_GROUP: f"/peers/{number}"}
             made[f"{prefix}-{outputs.PEERS}{number}"] = peers

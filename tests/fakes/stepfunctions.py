@@ -31,7 +31,8 @@ class MemoryStepFunctions:
     A worker's exception fails the execution as AWS reports it: the class name as error, Lambda's JSON as cause, and a
     history that leads back to the task's input. With `tolerated` failures it does not: they stand in the output, or,
     of a distributed map, in its children, of which more than `tolerated` fail the execution after all. Before each
-    end of an item, good or bad, `retries` attempts came to nothing.
+    end of an item, good or bad, `retries` attempts came to nothing. `reducer` adds
+    gradients up afterwards, as the input says; its exception stands in the output.
     """
 
     exceptions = _Exceptions
@@ -43,6 +44,7 @@ class MemoryStepFunctions:
         self.stopped: list[str] = []
         self.sync_starts = 0
         self.retries = 0
+        self.reducer: Worker | None = None
         self.tolerated: int | None = None
         self.kept_causes = 60
         self.sync_status: str | None = None  # with which an Express execution ends whatever its workers did
@@ -77,12 +79,31 @@ class MemoryStepFunctions:
                     break
                 outcomes.append(self._tolerate(arn, position, event, error, "items" in given))
         else:
-            execution["output"] = json.dumps({"retries": outcomes})
+            execution["output"] = json.dumps({"retries": outcomes, **self._reduce(given)})
         if self.tolerated is not None and len(self.children(arn)) > self.tolerated:
             execution.update(status="FAILED", error="States.ExceedToleratedFailureThreshold", cause="")
             del execution["output"]
         execution["stopDate"] = begun + datetime.timedelta(seconds=1)
         return {"executionArn": arn, "startDate": begun}
+
+    def _reduce(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What a machine's further states add to the output."""
+        if self.reducer is None or "reduce" not in given:
+            return {}
+        reduce, ends = given["reduce"], {}
+        for level in ("level1", "level2", "level3"):
+            groups = reduce.get(level)
+            if groups is None:
+                groups = json.loads(self._store.get(Place(reduce["groups"]["bucket"], reduce["groups"]["key"])))
+            ends[level] = []
+            for group in groups:
+                event = {"common": given["common"], "shared": reduce["shared"], "group": group, "retries": 0}
+                try:
+                    ends[level].append(self.reducer(json.loads(json.dumps(event)))["retries"])
+                except Exception as error:
+                    cause = json.dumps({"errorMessage": str(error), "errorType": type(error).__name__})
+                    return {"not_reduced": {"Error": type(error).__name__, "Cause": cause}}
+        return {"reducers": ends}
 
     def start_sync_execution(self, *, stateMachineArn: str, name: str, input: str) -> dict[str, Any]:
         """An Express execution: it leaves nothing that could be asked for, and names may come again."""

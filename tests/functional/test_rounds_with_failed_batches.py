@@ -81,3 +81,28 @@ def test_a_failed_round_changes_no_weights(tmp_path: Path) -> None:
     assert held == set(last.base_weights.values()), "all hold what round 0 led to"
     assert not [event for event in events(tmp_path) if event["event"] == "batches_failed"]
     cast.close()
+
+
+def test_a_peer_that_adds_its_gradients_up_itself_says_why(tmp_path: Path) -> None:
+    cast = Cast(configuration(epochs=1, batches_per_round=2), SAMPLES, events=tmp_path / "events.jsonl")
+    ports = cast.peers[1].actions.ports
+    object.__setattr__(ports, "gradients", NotReduced(ports.gradients))
+    cast.play()
+    told = [event for event in events(tmp_path) if event["event"] == "not_reduced"]
+    assert {(event["rank"], event["cause"]) for event in told} == {(1, "too small (Runtime.OutOfMemory)")}
+    assert [event["round"] for event in told] == list(range(len(commits(cast)) - 1))
+    cast.close()
+
+
+class NotReduced:
+    """A peer's own service, in whose rounds reducers failed."""
+
+    def __init__(self, service: GradientService) -> None:
+        self._service = service
+
+    def compute(self, **arguments: Any) -> RoundGradient:
+        made = self._service.compute(**arguments)
+        return dataclasses.replace(made, not_reduced="too small (Runtime.OutOfMemory)")
+
+    def close(self) -> None:
+        self._service.close()

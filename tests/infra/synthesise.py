@@ -54,6 +54,7 @@ def configurations(folder: Path) -> dict[str, Settings]:
             torch_index="https://packages.example.com/torch/cpu",
             broker=False,
             local_docker=True,
+            reduce=False,
         ),
         "local": Settings(name="local", peers=4, local=True, lambda_url="http://127.0.0.1:9"),
     }

@@ -77,6 +77,10 @@ POWER = (
 )
 
 
+#: Kinds of roles that a shared worker has once for all.
+FUNCTIONS = ("worker", "reducer")
+
+
 class Cloud:
     """A deployment's account, and the places and ARNs of its parts."""
 
@@ -99,18 +103,21 @@ class Cloud:
         return [name for k in groups for name in self.deployment.output(f"{outputs.WORKERS}{k}", output).split(",")]
 
     def role(self, rank: int, kind: str) -> str:
-        """The ARN of a rank's `worker`, `machine` or `instance` role; a shared worker's is everybody's."""
-        service = {"worker": "lambda", "machine": "states", "instance": "ec2"}[kind]
-        who = "shared" if kind == "worker" and self.settings.shared_worker else f"{rank:04d}"
+        """The ARN of a rank's `worker`, `reducer`, `machine` or `instance` role; a shared worker's is everybody's."""
+        service = {"worker": "lambda", "reducer": "lambda", "machine": "states", "instance": "ec2"}[kind]
+        who = "shared" if kind in FUNCTIONS and self.settings.shared_worker else f"{rank:04d}"
         (found,) = [
             arn
             for arn, (stack, id) in self.account.roles.items()
-            if self.account.tags(arn).get(PEER_TAG) == who and service in _trusted(self.deployment, stack, id)
+            if self.account.tags(arn).get(PEER_TAG) == who
+            and service in _trusted(self.deployment, stack, id)
+            and id.startswith("Reducer") is (kind == "reducer")
         ]
         return found
 
     def kinds(self) -> tuple[str, ...]:
-        return ("worker", "machine") if self.settings.local else ("worker", "machine", "instance")
+        functions = FUNCTIONS if self.settings.reduce else FUNCTIONS[:1]
+        return (*functions, "machine") if self.settings.local else (*functions, "machine", "instance")
 
     def allows(self, role: str, action: str, where: Place | str, context: dict[str, str] | None = None) -> bool:
         arn = where if isinstance(where, str) else f"arn:aws:s3:::{where.bucket}/{where.key}"
@@ -121,6 +128,7 @@ class Cloud:
         p = self.places
         bucket = p.peer_buckets[rank]
         made = [p.manifest(rank), p.batch(rank, 3), p.items(rank, 2, 0), p.gradient(rank, 2, 0, 3)]
+        made.append(p.partial(rank, 2, 0, 1, 3))
         # A peer might write under its own number into another's bucket.
         others = [Place(bucket, key.replace(f"/{rank:04d}/", f"/{other:04d}/")) for key in (made[2].key, made[3].key)
                   for other in range(self.settings.peers)]  # fmt: skip
@@ -147,7 +155,7 @@ def pairs(cloud: Cloud) -> Iterator[tuple[int, int]]:
 def break_ins(cloud: Cloud, intruder: int, owner: int) -> list[str]:
     """What roles of one peer may do to another peer's bucket, function or machines: must be nothing."""
     done = []
-    kinds = [kind for kind in cloud.kinds() if not (kind == "worker" and cloud.settings.shared_worker)]
+    kinds = [kind for kind in cloud.kinds() if not (kind in FUNCTIONS and cloud.settings.shared_worker)]
     places = cloud.peers_objects(owner)
     bucket = f"arn:aws:s3:::{cloud.places.peer_buckets[owner]}"
     function = cloud.listed(outputs.FUNCTION_ARNS)[owner]
@@ -229,7 +237,7 @@ def test_roles_that_are_no_peers_reach_no_bucket(cloud: Cloud) -> None:
 def test_every_rank_has_its_own_roles(cloud: Cloud) -> None:
     for kind in cloud.kinds():
         roles = {cloud.role(rank, kind) for rank in range(cloud.settings.peers)}
-        assert len(roles) == (1 if kind == "worker" and cloud.settings.shared_worker else cloud.settings.peers)
+        assert len(roles) == (1 if kind in FUNCTIONS and cloud.settings.shared_worker else cloud.settings.peers)
     tagged = [role for role in cloud.account.roles if PEER_TAG in cloud.account.tags(role)]
     assert len(tagged) == len({cloud.role(r, kind) for r in range(cloud.settings.peers) for kind in cloud.kinds()})
 
@@ -302,11 +310,30 @@ def test_a_worker_can_do_what_its_handler_does(cloud: Cloud) -> None:
         assert not cloud.allows(role, "s3:DeleteObject", places.gradient(rank, 1, 0, 2))
 
 
+def test_a_reducer_can_do_what_its_handler_does_and_no_more(cloud: Cloud) -> None:
+    places = cloud.places
+    for rank in range(cloud.settings.peers if cloud.settings.reduce else 0):
+        role = cloud.role(rank, "reducer")
+        gradient, partial = places.gradient(rank, 1, 0, 2), places.partial(rank, 1, 0, 1, 3)
+        for place in (gradient, partial):
+            assert cloud.allows(role, "s3:GetObject", place)
+            assert not cloud.allows(role, "s3:DeleteObject", place)
+        assert cloud.allows(role, "s3:PutObject", partial, WHOLE)
+        assert not cloud.allows(role, "s3:PutObject", gradient, WHOLE)
+        bucket = f"arn:aws:s3:::{places.peer_buckets[rank]}"
+        assert cloud.allows(role, "s3:ListBucket", bucket), "a missing object must answer 404"
+        others = (places.weights("a" * 64), places.batch(rank, 0), places.manifest(rank), places.commit(1))
+        assert not any(cloud.allows(role, "s3:GetObject", place) for place in others)
+
+
 def test_machines_can_do_what_their_definitions_do(cloud: Cloud) -> None:
     for rank in range(cloud.settings.peers):
         role = cloud.role(rank, "machine")
         assert role == cloud.listed(outputs.MACHINE_ROLES)[rank]
         assert cloud.allows(role, "lambda:InvokeFunction", cloud.listed(outputs.FUNCTION_ARNS)[rank])
+        if cloud.settings.reduce:
+            assert cloud.allows(role, "lambda:InvokeFunction", cloud.listed(outputs.REDUCER_ARNS)[rank])
+            assert cloud.allows(role, "s3:GetObject", cloud.places.groups(rank, 1, 0))
         assert cloud.allows(role, "s3:GetObject", cloud.places.items(rank, 1, 0))
         assert not cloud.allows(role, "s3:GetObject", cloud.places.batch(rank, 0))
         distributed = cloud.listed(outputs.DISTRIBUTED_MACHINES)[rank]

@@ -124,6 +124,10 @@ def test_instances_may_do_what_the_agent_and_the_workers_service_do(on_aws: Depl
         assert cloud.allows(role, "s3:PutObject", places.items(rank, 1, 0), WHOLE)
         assert cloud.allows(role, "s3:DeleteObject", places.items(rank, 1, 0))
         assert cloud.allows(role, "s3:DeleteObject", places.gradient(rank, 1, 0, 0))
+        assert cloud.allows(role, "s3:PutObject", places.groups(rank, 1, 0), WHOLE)
+        for made in (places.groups(rank, 1, 0), places.partial(rank, 1, 0, 2, 0)):
+            assert cloud.allows(role, "s3:DeleteObject", made)
+        assert cloud.allows(role, "s3:GetObject", places.partial(rank, 1, 0, 2, 0))
         _check_machines(cloud, role, rank)
 
 

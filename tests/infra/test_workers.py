@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from contract.env import WorkerEnv
+from contract.env import ReducerEnv, WorkerEnv
 from infra import outputs
 from infra.local.lambda_client import LambdaService
 from statemachines import Mode, definition
@@ -44,9 +44,10 @@ def lists(deployment: Deployment, name: str) -> list[str]:
     return [part for number in groups for part in deployment.output(f"{outputs.WORKERS}{number}", name).split(",")]
 
 
-def functions(deployment: Deployment) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The workers' functions; other stacks have functions of their own."""
-    return [found for found in deployment.of("AWS::Lambda::Function") if f"-{outputs.WORKERS}" in found[0]]
+def functions(deployment: Deployment, kind: str = "") -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Functions of workers and reducers, or of the one kind; other stacks have functions of their own."""
+    found = [found for found in deployment.of("AWS::Lambda::Function") if f"-{outputs.WORKERS}" in found[0]]
+    return [each for each in found if kind in each[0].rpartition("/")[2]]
 
 
 def machines(deployment: Deployment) -> dict[str, dict[str, Any]]:
@@ -65,19 +66,28 @@ def test_outputs_have_one_entry_per_rank(deployment: Deployment) -> None:
     for name in (outputs.FUNCTIONS, outputs.FUNCTION_ARNS):
         assert len(lists(deployment, name)) == peers
         assert len(set(lists(deployment, name))) == (1 if deployment.settings.shared_worker else peers)
+    for name in (outputs.REDUCERS, outputs.REDUCER_ARNS) if deployment.settings.reduce else ():
+        assert len(lists(deployment, name)) == peers
+        assert len(set(lists(deployment, name))) == (1 if deployment.settings.shared_worker else peers)
     for name in (outputs.INLINE_MACHINES, outputs.DISTRIBUTED_MACHINES, outputs.MACHINE_ROLES):
         assert len(set(lists(deployment, name))) == peers
 
 
 def test_functions_are_as_the_settings_say(on_aws: Deployment) -> None:
     settings = on_aws.settings
-    found = functions(on_aws)
-    assert len(found) == (1 if settings.shared_worker else settings.peers)
+    found, most = functions(on_aws), 1 if settings.shared_worker else settings.peers
+    reducers = functions(on_aws, "Reducer")
+    assert (len(found), len(reducers)) == ((2 * most, most) if settings.reduce else (most, 0))
+    for _, _, properties in reducers:
+        assert properties["ImageConfig"] == {"Command": ["lambdas.gradient_reducer.handler.handler"]}
+        assert "ReservedConcurrentExecutions" not in properties, "reducers run when workers have ended"
+    for where, _, properties in functions(on_aws, "Worker"):
+        assert properties.get("ReservedConcurrentExecutions", 0) == settings.reserved_concurrency, where
+        assert "ImageConfig" not in properties, "the image's own handler"
     for where, _, properties in found:
         assert properties["PackageType"] == "Image", where
         assert properties["Architectures"] == [settings.architecture], where
         assert (properties["MemorySize"], properties["Timeout"]) == (settings.memory_mb, settings.timeout_seconds)
-        assert properties.get("ReservedConcurrentExecutions", 0) == settings.reserved_concurrency, where
         assert properties.get("SnapStart") == ({"ApplyOn": "PublishedVersions"} if settings.snap_start else None)
         assert properties["TracingConfig"] == {"Mode": "Active"}, where
         assert "VpcConfig" not in properties, where
@@ -106,6 +116,8 @@ def test_an_alias_of_a_published_version_is_invoked(on_aws: Deployment) -> None:
         for stack, id, resource in on_aws.stacks.resources("AWS::Lambda::Alias")
     }
     names = dict(zip(lists(on_aws, outputs.FUNCTION_ARNS), lists(on_aws, outputs.FUNCTIONS), strict=True))
+    if on_aws.settings.reduce:
+        names |= dict(zip(lists(on_aws, outputs.REDUCER_ARNS), lists(on_aws, outputs.REDUCERS), strict=True))
     for arn, name in names.items():
         assert aliases[arn]["FunctionName"] == name
         assert "RoutingConfig" not in aliases[arn]
@@ -116,6 +128,7 @@ def test_an_alias_of_a_published_version_is_invoked(on_aws: Deployment) -> None:
 def test_machines_are_the_generated_definitions_for_the_peers_own_function(deployment: Deployment) -> None:
     settings, found = deployment.settings, machines(deployment)
     arns = lists(deployment, outputs.FUNCTION_ARNS)
+    reducers = lists(deployment, outputs.REDUCER_ARNS) if settings.reduce else [""] * settings.peers
     roles = lists(deployment, outputs.MACHINE_ROLES)
     kinds = [
         (outputs.INLINE_MACHINES, Mode.INLINE_MAP, "EXPRESS" if settings.express else "STANDARD"),
@@ -132,6 +145,7 @@ def test_machines_are_the_generated_definitions_for_the_peers_own_function(deplo
                 concurrency=settings.concurrency,
                 timeout_seconds=settings.timeout_seconds,
                 tolerated=settings.tolerated_failures,
+                reducer_arn=reducers[rank],
             )
             assert properties.get("StateMachineType", "STANDARD") == kind
             assert properties["LoggingConfiguration"]["Level"] == ("ALL" if kind == "EXPRESS" else "ERROR")
@@ -148,7 +162,12 @@ def test_a_machine_waits_for_its_roles_rights(deployment: Deployment) -> None:
 def test_a_worker_has_every_variable_that_its_handler_reads_and_no_other(
     on_aws: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for where, _, properties in functions(on_aws):
+    for where, _, properties in functions(on_aws, "Reducer"):
+        variables = properties["Environment"]["Variables"]
+        environment = Recorder({**variables, "AWS_REGION": "us-east-1"})
+        ReducerEnv.read(environment)
+        assert (set(variables), environment.asked - NOT_OURS) == (LIBRARIES, set()), f"{where}: it runs no own code"
+    for where, _, properties in functions(on_aws, "Worker"):
         variables = properties["Environment"]["Variables"]
         assert all(isinstance(value, str) for value in variables.values())
         in_lambda = {**variables, "AWS_REGION": "us-east-1"}
@@ -173,6 +192,7 @@ def test_local_functions_send_their_invocations_to_the_local_service(deployments
             "MINISTACK_LAMBDA_PROXY_URL": service.invoke_url(properties["FunctionName"])
         }, where
     assert lists(local, outputs.FUNCTIONS) == [f"Peerless-local-gradient-{rank:04d}" for rank in range(4)]
+    assert lists(local, outputs.REDUCERS) == [f"Peerless-local-reduce-{rank:04d}" for rank in range(4)]
     assert all(arn.endswith(f":function:{name}") for arn, name in zip(
         lists(local, outputs.FUNCTION_ARNS), lists(local, outputs.FUNCTIONS), strict=True
     ))  # fmt: skip

@@ -93,9 +93,9 @@ def test_a_killed_ministack_comes_back_with_its_objects_and_their_conditions(
     s3.put_object(Bucket="bucket", Key="runs/r/members/0000.json", Body=b"second", IfMatch=tag)
 
 
-def test_function_and_state_machines_of_a_run_are_made_once_more(cloud: LocalCloud, notes: list[str]) -> None:
+def test_functions_and_state_machines_of_a_run_are_made_once_more(cloud: LocalCloud, notes: list[str]) -> None:
     """The same names, hence the same ARNs; the bucket is there already, and the workers have gone on."""
-    config = RunConfig(peers=2, compute=ComputeConfig(state_machine="inline_map"))
+    config = RunConfig(peers=2, compute=ComputeConfig(state_machine="inline_map", reduce="always"))
     resources = LocalResources(cloud, places_for("mended-r2", 2, cloud.region), "mended")
     machines = resources.provide(config, (2, 2), {}, 1)
     assert [arn.rpartition(":")[2] for arn in machines] == ["peerless-mended-0", "peerless-mended-1"]
@@ -104,8 +104,11 @@ def test_function_and_state_machines_of_a_run_are_made_once_more(cloud: LocalClo
     mended(cloud, notes, ministack.NAME, lambda _: resources.restore())
     states = cloud.client("stepfunctions")
     assert [states.describe_state_machine(stateMachineArn=arn)["status"] for arn in machines] == ["ACTIVE"] * 2
-    assert cloud.client("lambda").get_function(FunctionName="peerless-mended-gradient")
-    assert resources.counters()["workers_started"] == 1
+    for kind in ("gradient", "reduce"):
+        name = f"peerless-mended-{kind}"
+        assert cloud.client("lambda").get_function(FunctionName=name)
+        assert name in states.describe_state_machine(stateMachineArn=machines[0])["definition"]
+    assert resources.counters()["workers_started"] == 2
     resources.remove(keep_buckets=True)
     buckets = {bucket["Name"] for bucket in cloud.client("s3").list_buckets()["Buckets"]}
     assert states.list_state_machines()["stateMachines"] == []

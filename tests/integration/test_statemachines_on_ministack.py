@@ -23,7 +23,7 @@ from infra.local import ministack
 from infra.local.lambda_client import LambdaService
 from infra.local.processes import Child, Starting, wait_until_ready
 from lambdas.gradient_worker.gradient import Weights, gradient_frame
-from peer_agent.compute.diagnosis import CHILD_FAILED, of_children
+from peer_agent.compute.diagnosis import CHILD_FAILED, failed_children, of_children
 from statemachines import Mode
 from tests.fakes.executions import BUCKET, Executions, Executor
 from tests.fakes.gradient_round import PEER_BUCKET, PLACES, RUN_BUCKET, prepare
@@ -90,7 +90,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 def executor(cloud: Cloud) -> Executor:
     cloud.client("s3").create_bucket(Bucket=BUCKET)
     arn = cloud.register("item", "tests.fakes.lambda_handlers.item", workers=2)
-    return Executor(cloud.client("stepfunctions"), cloud.client("s3"), arn, cloud.service, "item")
+    reducer = cloud.register("group", "tests.fakes.lambda_handlers.group", workers=2)
+    return Executor(cloud.client("stepfunctions"), cloud.client("s3"), arn, cloud.service, "item", reducer)
 
 
 class TestExecutedByMiniStack(Executions):
@@ -101,6 +102,14 @@ class TestExecutedByMiniStack(Executions):
 
     def test_a_failed_child_of_a_distributed_map_fails_the_execution(self, executor: Executor) -> None:
         assert executor.run(Mode.DISTRIBUTED_MAP, 2, {1: ("ModelError", 99)})["status"] == "FAILED"
+
+    def test_a_failed_reducer_of_a_distributed_map_fails_nothing_else(self, executor: Executor) -> None:
+        done = executor.reduce(Mode.DISTRIBUTED_MAP, 12, {1: ("CorruptObject", 99)})
+        output = json.loads(done["output"])
+        assert output["retries"] == [0] * 12
+        assert output["not_reduced"]["Error"] == CHILD_FAILED
+        told = [failure for given, failure in failed_children(executor.sfn, done) if '"group"' in given]
+        assert set(told) == {Failure("CorruptObject", "group of level 1 failed as it was told")}
 
     def test_more_failures_than_tolerated_fail_a_distributed_map(self, executor: Executor) -> None:
         done = executor.run(Mode.DISTRIBUTED_MAP, 3, {0: ("ModelError", 99), 1: ("ModelError", 99)}, 1)

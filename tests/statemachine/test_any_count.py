@@ -18,7 +18,9 @@ from contract.batches import BatchRef
 from contract.errors import PERMANENT_NAMES, TRANSIENT_NAMES, ConfigError
 from contract.keys import Places
 from contract.modelspec import ModelSpec
+from contract.reduce_tasks import groups, shared_dict
 from contract.tasks import PAYLOAD_LIMIT_BYTES, GradientTask, distributed_input, inline_input, items_json
+from peer_agent.compute.reduced import Tree
 from statemachines import Mode, choose_mode, definition, render
 from statemachines.gradients import (
     CAUGHT_LIMITS,
@@ -32,16 +34,22 @@ from statemachines.retry import SANDBOX, SERVICE, THROTTLED
 
 #: 64 characters of name are Lambda's most.
 ARN = f"arn:aws:lambda:ap-southeast-3:123456789012:function:{'f' * 64}"
+REDUCER = f"arn:aws:lambda:ap-southeast-3:123456789012:function:{'r' * 64}"
 UNKNOWN_TO_STATELINT = (
     'Field "InputType" not allowed in State Machine.States.Gradients.ItemReader.ReaderConfig',
+    'Field "InputType" not allowed in State Machine.States.Reduce 1.ItemReader.ReaderConfig',
     "State Machine.States.Gradients.ToleratedFailurePercentage is ",
 )
 #: A message and a stack trace: more than an error of the gradient worker has.
 CAUSE = json.dumps({"errorMessage": "m" * 600, "errorType": "StoreUnavailable", "stackTrace": ["s" * 300] * 4})
+#: Buffers of five hundred batch normalisations.
+KINDS = ("float32:2048", "int64:1") * 500
 TOLERATED = st.one_of(st.just(0), st.integers(1, 10_000), st.floats(0.001, 0.999))
 
 
-def made(mode: Mode, batches: int, tolerated: float = 0, concurrency: int = 0, seconds: int = 120) -> dict[str, Any]:
+def made(
+    mode: Mode, batches: int, tolerated: float = 0, concurrency: int = 0, seconds: int = 120, reducer: str = REDUCER
+) -> dict[str, Any]:
     return definition(
         mode,
         function_arn=ARN,
@@ -49,6 +57,7 @@ def made(mode: Mode, batches: int, tolerated: float = 0, concurrency: int = 0, s
         concurrency=concurrency,
         timeout_seconds=seconds,
         tolerated=tolerated,
+        reducer_arn=reducer,
     )
 
 
@@ -74,7 +83,11 @@ def places() -> Places:
 
 
 def common() -> dict[str, Any]:
-    task = GradientTask(
+    return task().common_dict()
+
+
+def task() -> GradientTask:
+    return GradientTask(
         places=places(),
         rank=0,
         round=999_999,
@@ -87,17 +100,20 @@ def common() -> dict[str, Any]:
         threads=6,
         batch=references(1)[0],
     )
-    return task.common_dict()
 
 
 @settings(deadline=None)
 @given(
-    count=st.integers(1, 10_000), tolerated=TOLERATED, concurrency=st.integers(0, 1_000), seconds=st.integers(1, 900)
+    count=st.integers(1, 10_000),
+    tolerated=TOLERATED,
+    concurrency=st.integers(0, 1_000),
+    seconds=st.integers(1, 900),
+    reducer=st.sampled_from(["", REDUCER]),
 )
 def test_auto_makes_a_valid_definition_of_any_count(
-    count: int, tolerated: float, concurrency: int, seconds: int
+    count: int, tolerated: float, concurrency: int, seconds: int, reducer: str
 ) -> None:
-    machine = made(choose_mode("auto", count, tolerated), count, tolerated, concurrency, seconds)
+    machine = made(choose_mode("auto", count, tolerated), count, tolerated, concurrency, seconds, reducer)
     assert problems(machine) == []
     assert len(render(machine).encode()) <= DEFINITION_LIMIT_BYTES
 
@@ -140,24 +156,55 @@ def test_the_payload_of_each_mode_fits_at_its_limit(mode: Mode) -> None:
 
 
 def check_payloads(mode: Mode, count: int) -> None:
-    batches = references(count)
-    if mode is Mode.DISTRIBUTED_MAP:
-        given = distributed_input(common(), places().items(0, 999_999, 99))
+    batches, distributed = references(count), mode is Mode.DISTRIBUTED_MAP
+    reduce = reduction(mode, batches)
+    if distributed:
+        given = distributed_input(common(), places().items(0, 999_999, 99), reduce)
         assert len(items_json(batches)) < 10 * 2**30, "what an ItemReader takes as one JSON file"
     else:
-        given = inline_input(common(), batches)
+        given = inline_input(common(), batches, reduce)
     longest = batches[-1].to_dict()
     item = {"common": common(), "batch": longest}
     payload = {**item, "retries": 99}
     output = {"retries": [99] * count}
-    for step in (given, json.dumps(item), json.dumps(payload), json.dumps(output)):
-        assert len(step.encode()) < PAYLOAD_LIMIT_BYTES
+    check_steps(given, item, payload, output)
+    if reduce is not None:
+        check_reducing(mode, count, reduce, output)
+
+
+def reduction(mode: Mode, batches: list[BatchRef]) -> dict[str, Any] | None:
+    """The largest description of how so many gradients are added up."""
+    if len(batches) < 2:
+        return None
+    tree = Tree(task(), groups(batches, lambda index: 99), shared_dict(elements=10**9, buffers=KINDS, tolerant=True))
+    return tree.part(mode is Mode.DISTRIBUTED_MAP)
+
+
+def check_reducing(mode: Mode, count: int, reduce: dict[str, Any], output: dict[str, Any]) -> None:
+    """The outputs of all states after the gradients, the last one of which is the execution's."""
+    levels = groups(references(count), lambda index: 99)
+    names = ("level1", "level2", "level3")
+    ends = {name: {"retries": [99] * len(level)} for name, level in zip(names, levels, strict=False)}
+    state = {"common": common(), "reduce": reduce, "batches": output, **ends}
+    child = {"common": common(), "shared": reduce["shared"], "group": levels[0][0].to_dict(), "retries": 99}
+    failure = {"Error": "States.ExceedToleratedFailureThreshold", "Cause": CAUSE}
+    check_steps(json.dumps(state), {**state, "failure": failure}, child, {**output, "not_reduced": failure})
+
+
+def check_steps(*steps: str | dict[str, Any]) -> None:
+    for step in steps:
+        text = step if isinstance(step, str) else json.dumps(step)
+        assert len(text.encode()) < PAYLOAD_LIMIT_BYTES
 
 
 def test_the_output_fits_when_everything_fails_that_may() -> None:
     longest = max((*PERMANENT_NAMES, *TRANSIENT_NAMES, *THROTTLED, *SERVICE, *SANDBOX), key=len)
     early, late = {"Error": longest, "Cause": CAUSE}, {"Error": longest}
     caught = {"retries": [early] * KEPT_CAUSES + [late] * (max(INLINE_LIMIT, PARALLEL_LIMIT) - KEPT_CAUSES)}
-    assert len(json.dumps(caught).encode()) < PAYLOAD_LIMIT_BYTES
     nothing = {"retries": [None] * LIMITS[Mode.DISTRIBUTED_MAP]}
-    assert len(json.dumps(nothing).encode()) < PAYLOAD_LIMIT_BYTES
+    check_steps(caught, nothing)
+    for mode, output in ((Mode.INLINE_MAP, caught), (Mode.DISTRIBUTED_MAP, nothing)):
+        count = len(output["retries"])
+        reduce = reduction(mode, references(count))
+        assert reduce is not None
+        check_reducing(mode, count, reduce, output)

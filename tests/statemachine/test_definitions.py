@@ -22,11 +22,25 @@ ARN = "arn:aws:lambda:us-east-1:123456789012:function:peerless-gradient-worker"
 LONG_ARN = f"arn:aws:lambda:ap-southeast-3:123456789012:function:{'f' * 64}:{'q' * 128}"
 
 
+REDUCER = "arn:aws:lambda:us-east-1:123456789012:function:peerless-gradient-reducer"
+
+
 def made(
-    mode: Mode, batches: int | None = 3, concurrency: int = 0, arn: str = ARN, tolerated: float = 0
+    mode: Mode,
+    batches: int | None = 3,
+    concurrency: int = 0,
+    arn: str = ARN,
+    tolerated: float = 0,
+    reducer: str = "",
 ) -> dict[str, Any]:
     return definition(
-        mode, function_arn=arn, batches=batches, concurrency=concurrency, timeout_seconds=120, tolerated=tolerated
+        mode,
+        function_arn=arn,
+        batches=batches,
+        concurrency=concurrency,
+        timeout_seconds=120,
+        tolerated=tolerated,
+        reducer_arn=reducer,
     )
 
 
@@ -45,11 +59,6 @@ def states(machine: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from states(inner)
 
 
-def ways(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where a choice may go on."""
-    return [*state["Choices"], {"Next": state["Default"]}] if state["Type"] == "Choice" else []
-
-
 def paths(value: Any) -> Iterator[tuple[str, Any]]:
     """Every key of nested objects with its value."""
     if isinstance(value, dict):
@@ -62,31 +71,39 @@ def paths(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize(("tolerated", "name"), [(0, ""), (0.05, "-tolerant")])
-def test_the_definition_is_the_golden_one(mode: Mode, tolerated: float, name: str) -> None:
+@pytest.mark.parametrize(
+    ("tolerated", "reducer", "name"), [(0, "", ""), (0.05, "", "-tolerant"), (0, REDUCER, "-reduced")]
+)
+def test_the_definition_is_the_golden_one(mode: Mode, tolerated: float, reducer: str, name: str) -> None:
     path = GOLDEN / f"{mode}{name}.json"
-    text = json.dumps(made(mode, concurrency=16, tolerated=tolerated), indent=2) + "\n"
+    text = json.dumps(made(mode, concurrency=16, tolerated=tolerated, reducer=reducer), indent=2) + "\n"
     if os.environ.get("PEERLESS_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
 
 
+def leads_to(state: dict[str, Any]) -> set[str]:
+    """The states that come after one."""
+    following = [state, *state.get("Catch", ()), *state.get("Choices", ())]
+    return {each["Next"] for each in following if "Next" in each} | (
+        {state["Default"]} if "Default" in state else set()
+    )
+
+
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("tolerated", [0, 2])
-def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode, tolerated: int) -> None:
+@pytest.mark.parametrize("reducer", ["", REDUCER])
+def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode, tolerated: int, reducer: str) -> None:
     def check(machine: dict[str, Any]) -> None:
-        reached = {
-            way["Next"] for state in machine["States"].values() for way in (*state.get("Catch", ()), *ways(state))
-        }
+        reached = {name for state in machine["States"].values() for name in leads_to(state)}
         assert set(machine["States"]) == {machine["StartAt"]} | reached, "nothing is unreachable"
         for state in machine["States"].values():
-            assert state["Type"] == "Choice" or state["End"] is True
-            assert "Next" not in state
+            assert state.get("End", False) is not ("Next" in state or "Default" in state)
             for inner in machines(state):
                 check(inner)
 
-    whole = made(mode, tolerated=tolerated)
+    whole = made(mode, tolerated=tolerated, reducer=reducer)
     check(whole)
     names = [name for name, _ in states(whole)]
     assert len(names) == len(set(names)), "names are unique in the whole machine"
@@ -95,26 +112,29 @@ def test_every_machine_starts_at_a_state_of_its_own_and_ends(mode: Mode, tolerat
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("tolerated", [0, 2, 0.5])
-def test_only_fields_that_all_three_executors_know(mode: Mode, tolerated: float) -> None:
+@pytest.mark.parametrize("reducer", ["", REDUCER])
+def test_only_fields_that_all_three_executors_know(mode: Mode, tolerated: float, reducer: str) -> None:
     tolerance = {"ToleratedFailureCount", "ToleratedFailurePercentage"}
+    items = {"ItemsPath", "ItemReader", "ItemSelector", "ItemProcessor", "MaxConcurrency"}
+    further = {"Next", "Catch", "ResultPath"} if reducer else set()
     known = {
-        "Map": {"ItemsPath", "ItemReader", "ItemSelector", "ItemProcessor", "MaxConcurrency"} | tolerance,
-        "Parallel": {"Branches"},
         "Choice": {"Choices", "Default"},
+        "Map": items | tolerance | further,
+        "Parallel": {"Branches"} | further,
         "Pass": {"OutputPath", "Parameters"},
         "Task": {"Resource", "Parameters", "TimeoutSeconds", "Retry", "Catch", "OutputPath"},
     }
-    for _, state in states(made(mode, concurrency=5, tolerated=tolerated)):
+    for _, state in states(made(mode, concurrency=5, tolerated=tolerated, reducer=reducer)):
         assert set(state) <= known[state["Type"]] | {"Type", "ResultSelector", "End"}
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_dynamic_values_are_json_paths_and_nothing_else_is(mode: Mode) -> None:
-    for key, value in paths(made(mode)):
+    for key, value in paths(made(mode, reducer=REDUCER)):
         if key.endswith(".$"):
             assert value.startswith("$")
         elif isinstance(value, str):
-            assert not value.startswith("$") or key in ("ItemsPath", "OutputPath")
+            assert not value.startswith("$") or key in ("ItemsPath", "OutputPath", "ResultPath", "Variable")
             assert "{%" not in value
 
 
@@ -179,7 +199,7 @@ def test_a_mode_can_be_asked_for_by_name(mode: Mode) -> None:
 @pytest.mark.parametrize("mode", Mode)
 def test_at_its_limit_a_mode_fits_what_step_functions_takes(mode: Mode) -> None:
     assert choose_mode(mode, LIMITS[mode]) is mode
-    assert len(render(made(mode, LIMITS[mode])).encode()) <= DEFINITION_LIMIT_BYTES
+    assert len(render(made(mode, LIMITS[mode], reducer=REDUCER)).encode()) <= DEFINITION_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -190,6 +210,28 @@ def test_outside_its_limits_a_mode_is_refused_in_one_sentence(mode: Mode, beyond
     for attempt in (lambda: choose_mode(mode, batches), lambda: made(mode, batches)):
         with pytest.raises(ConfigError, match=sentence):
             attempt()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_reducers_are_invoked_under_the_workers_rules_and_never_fail_an_execution(mode: Mode) -> None:
+    whole = made(mode, concurrency=400, reducer=REDUCER)
+    plain = made(mode, concurrency=400)["States"]["Gradients"]
+    gradients = whole["States"]["Gradients"]
+    assert {name: value for name, value in gradients.items() if name not in ("Next", "ResultPath")} == {
+        name: value for name, value in plain.items() if name != "End"
+    }
+    levels = [state for name, state in whole["States"].items() if name.startswith("Reduce ")]
+    assert len(levels) == 3
+    for number, state in enumerate(levels, start=1):
+        ((_, task),) = states(state["ItemProcessor"])
+        assert task["Parameters"]["FunctionName"] == REDUCER
+        assert (task["Retry"], task["TimeoutSeconds"]) == (rules(), QUEUE_SECONDS + 120)
+        (catch,) = state["Catch"]
+        assert (catch["ErrorEquals"], catch["Next"]) == (["States.ALL"], "Not reduced")
+        children = mode is Mode.DISTRIBUTED_MAP and number == 1
+        assert state["ItemProcessor"]["ProcessorConfig"]["Mode"] == ("DISTRIBUTED" if children else "INLINE")
+        assert state["MaxConcurrency"] == (400 if children else 40)
+    assert whole["States"]["Not reduced"]["End"] is True
 
 
 def test_a_definition_that_grows_too_large_is_refused() -> None:

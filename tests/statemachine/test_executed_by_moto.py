@@ -20,7 +20,7 @@ from infra.local.lambda_service import Functions, front
 from statemachines import Mode
 from tests.fakes.executions import BUCKET, Executions, Executor
 
-NAME = "worker"
+NAME, REDUCER = "worker", "reducer"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LambdaService]
     serving.start()
     service = LambdaService(server.server_port)
     service.register(NAME, handler="tests.fakes.lambda_handlers.item", workers=2, timeout_seconds=30, memory_mb=128)
+    service.register(REDUCER, handler="tests.fakes.lambda_handlers.group", workers=2, timeout_seconds=30, memory_mb=128)
     yield service
     functions.close()
     server.shutdown()
@@ -55,8 +56,8 @@ def executor(service: LambdaService, slept: list[float], monkeypatch: pytest.Mon
     with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket=BUCKET)
-        arn = f"arn:aws:lambda:us-east-1:123456789012:function:{NAME}"
-        yield Executor(boto3.client("stepfunctions"), s3, arn, service, NAME)
+        arn = "arn:aws:lambda:us-east-1:123456789012:function:"
+        yield Executor(boto3.client("stepfunctions"), s3, arn + NAME, service, NAME, arn + REDUCER)
 
 
 class TestExecutedByMoto(Executions):
@@ -80,6 +81,14 @@ class TestExecutedByMoto(Executions):
     def test_tries_end(self, executor: Executor, slept: list[float], error: str, attempts: int) -> None:
         done = executor.run(Mode.INLINE_MAP, 1, {0: (error, 99)})
         assert (done["status"], done["invocations"], len(slept)) == ("FAILED", attempts, attempts - 1)
+
+    def test_a_reducer_is_tried_again_like_a_worker(self, executor: Executor, slept: list[float]) -> None:
+        output = json.loads(executor.reduce(Mode.INLINE_MAP, 3, {1: ("StoreUnavailable", 2)})["output"])
+        assert output["reducers"] == {"level1": [2], "level2": [], "level3": []}
+        assert len(slept) == 2
+        slept.clear()
+        assert "not_reduced" in json.loads(executor.reduce(Mode.INLINE_MAP, 3, {1: ("ModelError", 99)})["output"])
+        assert slept == [], "never after what stays"
 
     def test_a_mistake_of_the_users_is_told_and_not_tried_again(self, executor: Executor, slept: list[float]) -> None:
         done = executor.run(Mode.PARALLEL, 1, {0: ("ModelError", 99)})

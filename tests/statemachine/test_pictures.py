@@ -14,23 +14,41 @@ import pytest
 from peerless.cli import main
 from statemachines import Mode, choose_mode, definition
 from statemachines.picture import mermaid
-from statemachines.svg import svg
+from statemachines.svg import CAUGHT_LABEL, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 LONG = f"arn:aws:lambda:us-east-1:123456789012:function:{'f' * 64}:live"
+REDUCER = "arn:aws:lambda:us-east-1:123456789012:function:adds-up"
 
 
-def made(mode: Mode, batches: int = 5, tolerated: float = 0, arn: str = LONG) -> dict[str, Any]:
-    return definition(mode, function_arn=arn, batches=batches, concurrency=7, timeout_seconds=60, tolerated=tolerated)
+def made(mode: Mode, batches: int = 5, tolerated: float = 0, arn: str = LONG, reducer: str = "") -> dict[str, Any]:
+    return definition(
+        mode, function_arn=arn, batches=batches, concurrency=7, timeout_seconds=60, tolerated=tolerated,
+        reducer_arn=reducer,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_chart_shows_how_gradients_are_added_up(mode: Mode) -> None:
+    chart = mermaid(made(mode, reducer=REDUCER), 5)
+    assert "Reduce?<br/>ends here without $.reduce in its input" in chart
+    for level in (1, 2, 3):
+        distributed = mode is Mode.DISTRIBUTED_MAP and level == 1
+        kind = "distributed" if distributed else "inline"
+        assert f"Reduce {level}<br/>{kind} map over groups of gradients" in chart
+    assert chart.count("invokes adds-up") == 3
+    assert chart.count("its output has retries, not_reduced") == 3
+    assert "Reduce" not in mermaid(made(mode), 5)
 
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("tolerated", [0, 3, 0.25])
 @pytest.mark.parametrize("batches", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("reducer", ["", REDUCER])
 def test_every_text_is_inside_a_box_and_every_box_inside_the_picture(
-    mode: Mode, tolerated: float, batches: int
+    mode: Mode, tolerated: float, batches: int, reducer: str
 ) -> None:
-    root = ElementTree.fromstring(svg(made(mode, batches, tolerated), batches))  # noqa: S314 - our own text
+    root = ElementTree.fromstring(svg(made(mode, batches, tolerated, reducer=reducer), batches))  # noqa: S314 - our own text
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     boxes = [
         tuple(float(rect.attrib[name]) for name in ("x", "y", "width", "height")) for rect in root.iter(f"{SVG}rect")
@@ -42,15 +60,19 @@ def test_every_text_is_inside_a_box_and_every_box_inside_the_picture(
         assert y + high <= height
     for text in root.iter(f"{SVG}text"):
         x, y, length = (float(text.attrib[name]) for name in ("x", "y", "textLength"))
+        around = [(0.0, 0.0, width, height)] if text.text == CAUGHT_LABEL else []  # between two of the outermost boxes
         inside = [
-            b for b in boxes if b[0] <= x and x + length <= b[0] + b[2] and b[1] <= y - 9 and y + 3 <= b[1] + b[3]
+            b
+            for b in [*boxes, *around]
+            if b[0] <= x and x + length <= b[0] + b[2] and b[1] <= y - 9 and y + 3 <= b[1] + b[3]
         ]
         assert inside, text.text
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_boxes_overlap_only_where_one_holds_the_other(mode: Mode) -> None:
-    root = ElementTree.fromstring(svg(made(mode, 9, 2), 9))  # noqa: S314 - our own text
+@pytest.mark.parametrize("reducer", ["", REDUCER])
+def test_boxes_overlap_only_where_one_holds_the_other(mode: Mode, reducer: str) -> None:
+    root = ElementTree.fromstring(svg(made(mode, 9, 2, reducer=reducer), 9))  # noqa: S314 - our own text
     boxes = [
         tuple(float(rect.attrib[name]) for name in ("x", "y", "width", "height")) for rect in root.iter(f"{SVG}rect")
     ]
@@ -104,10 +126,12 @@ class TestCommand:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, batches: int
     ) -> None:
         options = ["--concurrency", "7", "--timeout-seconds", "60", "--tolerated-failures", "2", "--function", LONG]
-        assert self.run(monkeypatch, "render", "--batches", str(batches), "--mode", mode, *options) == 0
-        printed = capsys.readouterr()
-        assert json.loads(printed.out) == made(choose_mode(mode, batches, 2, 7), batches, 2)
-        assert printed.err == ""
+        for further, reducer in (([], ""), (["--reducer", REDUCER], REDUCER)):
+            given = ["--batches", str(batches), "--mode", mode, *options, *further]
+            assert self.run(monkeypatch, "render", *given) == 0
+            printed = capsys.readouterr()
+            assert json.loads(printed.out) == made(choose_mode(mode, batches, 2, 7), batches, 2, reducer=reducer)
+            assert printed.err == ""
 
     def test_draw_prints_a_chart_or_writes_a_picture(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

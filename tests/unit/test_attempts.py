@@ -13,6 +13,7 @@ from contract.tasks import Failure
 from peer_agent.compute import attempts
 from peer_agent.compute.attempts import CHILDREN, PAGE, History
 from peer_agent.compute.diagnosis import CHILD_FAILED, Ending
+from statemachines.reduce import after
 
 EXECUTION = "arn:aws:states:us-east-1:000000000000:execution:gradients-0:r-r3-p0-i0-a0"
 #: An item goes by the index of its first batch.
@@ -97,6 +98,24 @@ def test_attempts_are_counted_and_failures_led_back_to_their_items(page: int) ->
     assert history.failures == {
         10: Failure(*THROTTLED), 20: Failure(*KILLED), 30: Failure("States.Timeout", "")
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        name
+        for name in after({}, "arn", distributed=False, inline_concurrency=1, concurrency=0, timeout_seconds=1)
+        if name.startswith("Reduce ")
+    ]
+    + ["Mean 1"],
+)
+def test_what_adds_gradients_up_is_no_attempt_at_one(state: str) -> None:
+    events = Events()
+    last = events.attempt(events.add("TaskStateEntered", stateEnteredEventDetails={"name": "Gradient"}))
+    entered = events.add("MapStateEntered", last, stateEnteredEventDetails={"name": state})
+    events.attempt(entered, KILLED)
+    history = History.read(Client({EXECUTION: events.events}), EXECUTION, ITEMS)
+    assert (history.attempts, history.failures) == (1, {})
 
 
 def test_a_branch_is_known_by_its_states_name() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from contract import config
 from contract.config import RunConfig
 from contract.errors import ConfigError
+from peerless.launch.workload import resolve
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "mnist.toml"
 
@@ -114,3 +116,28 @@ def test_tolerated_failures_are_a_count_or_a_share_and_stay_what_they_are(given:
 def test_other_tolerated_failures_are_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"compute\.tolerated_failures.*must"):
         config.with_overrides({}, [f"compute.tolerated_failures={given}"], "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "batches", "elements", "expected"),
+    [
+        ({}, (2, 2), 117_066, "never"),  # the demo
+        ({}, (64, 2), 25_000_000, "auto"),
+        ({"compute": {"batches_per_worker": 8}}, (64, 2), 25_000_000, "never"),
+        ({"compute": {"batches_per_worker": "auto"}}, (64, 2), 25_000_000, "auto"),
+        ({"compute": {"reduce": "always"}}, (2, 2), 117_066, "always"),
+        ({"compute": {"reduce": "always"}}, (1, 1), 117_066, "never"),
+        ({"compute": {"reduce": "never"}}, (64, 64), 25_000_000, "never"),
+        ({"algorithm": {"name": "local_sgd"}}, (64, 64), 25_000_000, "never"),
+    ],
+)
+def test_a_run_has_reducers_only_where_some_round_needs_them(
+    values: dict[str, Any], batches: tuple[int, ...], elements: int, expected: str
+) -> None:
+    given = config.from_mapping({"peers": 2, "batches_per_round": 0, **values}, "test")
+    assert resolve(given, batches, elements).compute.reduce == expected
+
+
+def test_whether_reducers_add_up_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match=r"compute\.reduce = 'sometimes'"):
+        config.with_overrides({}, ["compute.reduce=sometimes"], "test")

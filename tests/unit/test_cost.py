@@ -49,10 +49,12 @@ def test_a_large_private_one() -> None:
     assert training["broker, 3 x mq.m7g.large"] == pytest.approx(0.8202)
     assert training["NAT gateway"] == pytest.approx(0.05)
     assert training["peers, 20 x c7g.large"] == pytest.approx(1.45)
-    assert training["SnapStart snapshots"] == pytest.approx(20 * 2 * 0.0000015046 * 3_600)  # 0.21666 USD
+    assert training["SnapStart snapshots"] == pytest.approx(40 * 2 * 0.0000015046 * 3_600)  # 0.43333 USD
+    without = Settings(peers=20, snap_start=True, memory_mb=2_048, reduce=False)
+    assert cost.hourly(without)["SnapStart snapshots"] == pytest.approx(20 * 2 * 0.0000015046 * 3_600)
     assert "public addresses" not in training
     shared = Settings(peers=20, snap_start=True, shared_worker=True, memory_mb=2_048)
-    assert cost.hourly(shared)["SnapStart snapshots"] == pytest.approx(0.0108331, abs=1e-6)
+    assert cost.hourly(shared)["SnapStart snapshots"] == pytest.approx(2 * 0.0108331, abs=1e-6)
 
 
 def test_without_a_broker_and_locally() -> None:

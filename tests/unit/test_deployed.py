@@ -98,6 +98,8 @@ def test_a_configuration_fits_what_was_deployed_for_it() -> None:
     deployed().check(configured(peers=2))
     deployed(code_digest="abc").check(configured(), "abc")
     deployed().check(configured(compute={"service": "local", "memory_mb": 4_000}))
+    deployed(reduce=False).check(configured(compute={"reduce": "never"}))
+    deployed().check(configured(compute={"reduce": "never"}))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,7 @@ def test_a_configuration_fits_what_was_deployed_for_it() -> None:
     [
         ({}, {"peers": 5}, "has 4 peers, but the configuration asks for 5"),
         ({"workers": False}, {}, "has no gradient workers"),
+        ({"reduce": False}, {}, "has no gradient reducers, but compute.reduce is auto"),
         ({"broker": False}, {}, "has no broker"),
         ({"code_digest": "abc"}, {}, "other code of yours"),
         ({}, {"compute": {"memory_mb": 3_008}}, "compute.memory_mb = 1769, but the configuration says 3008"),

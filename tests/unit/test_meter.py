@@ -66,6 +66,18 @@ def test_a_stage_by_hand() -> None:
     assert several == pytest.approx(expected + 10 * 7 * PRICES.get_usd), "each batch is read once"
 
 
+def test_reducers_are_on_the_bill() -> None:
+    """64 workers and 9 reducers, which read at most 22 objects each and write one, in five states more."""
+    plain = stage_usd(PRICES, compute(), invocations=64, executions=1, seconds=6.0)
+    reduced = stage_usd(PRICES, compute(), invocations=73, executions=1, seconds=6.0, reducers=9)
+    assert reduced - plain == pytest.approx(9 * (2e-7 + 22 * 4e-7 + 5e-6 + 3 * 2.5e-5) + 5 * 2.5e-5)
+    meter = Meter(priced(), now=CREATED)
+    meter.begin(64, 100.0, 9)
+    assert meter.usd(CREATED, 106.0, NOTHING) == pytest.approx(reduced)
+    meter.end(73, 1, 106.0, reducers=9)
+    assert meter.usd(CREATED, 900.0, NOTHING) == pytest.approx(reduced)
+
+
 def test_it_is_never_below_what_aws_would_bill() -> None:
     """Workers one after another, at most 40 at once, each billed for its own time: their sum fits into the stage."""
     lasted = [1.0 + 0.1 * (number % 7) for number in range(100)]

@@ -61,6 +61,11 @@ def test_a_round_that_goes_on_without_some_batches_is_told() -> None:
     assert lines(failed) == ["peer 2: round 4: went on without 2 of its batches: no gradient for batch 7: lost"]
 
 
+def test_a_peer_that_adds_up_what_reducers_should_have_is_told() -> None:
+    told = event("not_reduced", 2, 3, cause="S3 does not answer (StoreUnavailable)")
+    assert lines(told) == ["peer 2: round 4: added its gradients up itself: S3 does not answer (StoreUnavailable)"]
+
+
 def test_what_an_aggregate_lacks_is_told_once_however_many_peers_and_rounds_tell_it() -> None:
     note = "krum with byzantine = 1 needs 5 contributions; the round has 4, whose median bears 1"
     told = [event("aggregated", rank, round, note=note) for round in (1, 2) for rank in (0, 1)]

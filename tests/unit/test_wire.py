@@ -304,7 +304,7 @@ headers = st.builds(
     codec=st.from_regex(r"[a-z0-9_]{1,32}", fullmatch=True),
     seed=u64,
     elements=u64,
-    extensions=st.lists(st.builds(Extension, st.integers(4, 65_535), st.just(False), st.binary(max_size=40))).map(
+    extensions=st.lists(st.builds(Extension, st.integers(5, 65_535), st.just(False), st.binary(max_size=40))).map(
         tuple
     ),
     signature=st.binary(min_size=64, max_size=64),
