@@ -97,7 +97,11 @@ class StepFunctionsGradientService:
         self._spec, self._rank, self._store = spec, rank, store
         self._layout = Layout.of(build(spec.model))
         self._moments = WorkerMoments(spec, rank, store)
-        self._division = Division(spec.config.compute.batches_per_worker, lanes=lanes(spec, local=bool(endpoint_url)))
+        self._division = Division(
+            spec.config.compute.batches_per_worker,
+            lanes=lanes(spec, local=bool(endpoint_url)),
+            result_bytes=codec(spec.config.compute.gradient_codec).encoded_bytes(self._layout.elements),
+        )
         self._executions = Executions(
             machine,
             express=spec.config.aws.express and self._mode == "inline_map",
