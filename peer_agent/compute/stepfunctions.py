@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
 from contract import wire
-from contract.ahead import one_ahead
+from contract.ahead import fetched_ahead
 from contract.batches import BatchRef, Share, share_count
 from contract.clock import Clock
 from contract.codec import codec
@@ -51,8 +51,9 @@ from peer_agent.ports import RoundGradient
 MODES = ("inline_map", "distributed_map", "parallel")
 #: Executions that one round may take in one go.
 MOST_EXECUTIONS = 10
-#: Gradients up to this size are fetched while the one before is added up; larger ones would cost a model of memory.
-AHEAD_BYTES = 32 * 2**20
+#: So many gradients are fetched while the ones before are added up, each a round trip to S3, as far as their bytes go:
+#: large ones would cost a model of memory.
+AHEAD, AHEAD_BYTES = 8, 32 * 2**20
 #: Rounds that are remembered as begun; no more than two are computed at the same time.
 REMEMBERED = 8
 
@@ -340,8 +341,8 @@ class StepFunctionsGradientService:
             with using(share.index, task):
                 return self._store.get(results.place(share.index))
 
-        ahead = codec(task.codec).encoded_bytes(self._layout.elements) <= AHEAD_BYTES
-        for share, blob in one_ahead(fetch, shares, ahead=ahead):
+        ahead = min(AHEAD, AHEAD_BYTES // codec(task.codec).encoded_bytes(self._layout.elements))
+        for share, blob in fetched_ahead(fetch, shares, ahead=ahead):
             bytes_in += len(blob)
             with using(share.index, task):
                 frame = self._check(task, share, blob, results.place(share.index))
