@@ -253,8 +253,10 @@ def encode_weights(
     round: int,
     rank: int,
     incarnation: int,
+    sha256: str | None = None,
 ) -> bytes:
-    """The weights as a frame of kind WEIGHTS, codec none, whose `base_weights` is their own hash.
+    """The weights as a frame of kind WEIGHTS, codec none, whose `base_weights` is their own hash: `sha256`, where the
+    caller knows it.
 
     Raises NonFiniteGradient for weights that training has driven to NaN or infinity.
     """
@@ -268,7 +270,7 @@ def encode_weights(
         run=run,
         round=round,
         base_round=round,
-        base_weights=weights_hash(layout, flat, buffers),
+        base_weights=sha256 or weights_hash(layout, flat, buffers),
         rank=rank,
         incarnation=incarnation,
         samples=0,

@@ -38,6 +38,7 @@ class WeightsShelf:
             round=round,
             rank=self._me.rank,
             incarnation=self._me.incarnation,
+            sha256=update.weights_sha256,
         )
         return self.store.put(self.places.weights(update.weights_sha256), blob).size
 

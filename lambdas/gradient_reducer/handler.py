@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from contract.ahead import AHEAD_BYTES, one_ahead
+from contract.ahead import fetched_ahead, how_far_ahead
 from contract.clock import Clock, SystemClock
 from contract.codec import codec
 from contract.env import ReducerEnv
@@ -30,10 +30,9 @@ class GradientReducer:
         """Add up one group and store the mean. Raises the errors of contract.errors, naming group and frame."""
         begun = self._clock.monotonic()
         task = ReduceTask.from_event(event)
-        read = 0
+        read: list[int] = []  # appended to by several threads
 
         def fetch(source: Input) -> bytes | None:
-            nonlocal read
             try:
                 with naming(task, source.name):
                     blob = self._store.get(source.place)
@@ -41,11 +40,11 @@ class GradientReducer:
                 if not task.tolerant:
                     raise
                 return None
-            read += len(blob)
+            read.append(len(blob))
             return blob
 
-        ahead = codec(task.codec).encoded_bytes(task.elements) <= AHEAD_BYTES
-        made = mean_frame(task, one_ahead(fetch, inputs(task), ahead=ahead))
+        ahead = how_far_ahead(codec(task.codec).encoded_bytes(task.elements))
+        made = mean_frame(task, fetched_ahead(fetch, inputs(task), ahead=ahead))
         if made is not None:
             with naming(task):
                 self._store.put(task.output, made.frame)
@@ -54,7 +53,7 @@ class GradientReducer:
             group=task.group.number,
             items=made.items if made else 0,
             samples=made.samples if made else 0,
-            bytes_in=read,
+            bytes_in=sum(read),
             seconds=self._clock.monotonic() - begun,
             retries=int(event.get("retries", 0)),
         )

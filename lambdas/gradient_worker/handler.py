@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contract.ahead import one_ahead
+from contract.ahead import fetched_ahead
 from contract.batches import BatchRef, Manifest, opened
 from contract.clock import Clock, SystemClock
 from contract.env import WorkerEnv
@@ -89,7 +89,7 @@ class GradientWorker:
                 kept.model,
                 kept.layout,
                 weights,
-                one_ahead(lambda batch: self._fetch(task, batch), task.batches),
+                fetched_ahead(lambda batch: self._fetch(task, batch), task.batches),
                 clock=self._clock,
                 peak_bytes=_peak_bytes,
                 cold_start=cold,

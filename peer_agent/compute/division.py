@@ -1,9 +1,8 @@
 """How a round's batches are divided into invocations: a fixed number each, or as many as are worth an invocation.
 
 An invocation costs some fixed time and money whatever it computes: a state of the map, weights, a result that travels.
-`auto` gives it about a second of work, as the workers of earlier rounds measured it, more where its gradient is so
-large that it travels for long, and no more than keeps all workers busy. It decides once per round, before the round's
-execution starts.
+`auto` gives it about a second of work, as the workers of earlier rounds measured it (more where gradients are large and
+workers few), and no more than keeps all workers busy. It decides once per round, before the round's execution starts.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from contract.runspec import RunSpec
 
 #: What an invocation should compute for at least, in seconds.
 WORTH_SECONDS = 1.0
-#: What it should compute for at least per byte of its gradient, in seconds: ten times as long as the byte takes to S3
-#: at 100 MB/s.
-WORTH_SECONDS_PER_BYTE = 10 / 100e6
+#: Where batches wait for each other's workers anyway, larger shares cost no time: so many seconds of work for each byte
+#: of a result, twenty times what its way through a local S3 takes, within a limit.
+LANE_SECONDS_PER_BYTE, LANE_SECONDS = 1 / 6e6, 10.0
 #: Rounds whose measurements count.
 ROUNDS = 5
 #: Descriptions of so many batches (some 200 bytes each) fit the 256 KiB of one state's input with room to spare.
@@ -33,11 +32,13 @@ MOST_BATCHES = 500
 class Division:
     """Divides round after round. Thread-safe, as two rounds may be computed at the same time."""
 
-    def __init__(self, setting: int | str, *, result_bytes: int, lanes: int | None = None) -> None:
-        """`setting` is `compute.batches_per_worker`; `result_bytes` is the size of an encoded gradient; `lanes` is the
-        number of invocations that run at once, None where nothing limits it."""
+    def __init__(self, setting: int | str, *, lanes: int | None = None, result_bytes: int = 0) -> None:
+        """`setting` is `compute.batches_per_worker`; `lanes` is the number of invocations that run at once, None where
+        nothing limits it; `result_bytes` is the size of a gradient as it travels."""
         self._setting, self._lanes = setting, lanes
-        self._worth = max(WORTH_SECONDS, WORTH_SECONDS_PER_BYTE * result_bytes)
+        self._worth = WORTH_SECONDS
+        if lanes is not None:
+            self._worth = max(WORTH_SECONDS, min(LANE_SECONDS, result_bytes * LANE_SECONDS_PER_BYTE))
         self._seconds: deque[float] = deque(maxlen=ROUNDS)
         self._lock = threading.Lock()
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.ahead import one_ahead
+from contract.ahead import fetched_ahead
 from contract.batches import BatchRef, divide, opened, share_count
 from contract.codec import codec
 from contract.errors import PermanentError
@@ -75,7 +75,7 @@ class LocalGradientService:
             with failing_as(name_batch(batch.index, self._rank, round)):
                 return self._fetch(batch)
 
-        fetched = one_ahead(fetch, batches)
+        fetched = fetched_ahead(fetch, batches)
         for share in shares:
             part = GradientMean(
                 self._model,

@@ -25,7 +25,7 @@ import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
-from contract.ahead import AHEAD_BYTES, one_ahead
+from contract.ahead import fetched_ahead, how_far_ahead
 from contract.batches import BatchRef, Share, share_count
 from contract.clock import Clock
 from contract.codec import codec
@@ -87,8 +87,8 @@ class StepFunctionsGradientService:
         self._moments = WorkerMoments(spec, rank, store)
         self._division = Division(
             spec.config.compute.batches_per_worker,
-            result_bytes=codec(spec.config.compute.gradient_codec).encoded_bytes(self._layout.elements),
             lanes=lanes(spec, local=bool(endpoint_url)),
+            result_bytes=codec(spec.config.compute.gradient_codec).encoded_bytes(self._layout.elements),
         )
         self._executions = Executions(
             machine,
@@ -391,8 +391,8 @@ class StepFunctionsGradientService:
             with using(share.index, task):
                 return self._store.get(results.place(share.index))
 
-        ahead = codec(task.codec).encoded_bytes(elements) <= AHEAD_BYTES
-        for share, blob in one_ahead(fetch, shares, ahead=ahead):
+        ahead = how_far_ahead(codec(task.codec).encoded_bytes(elements))
+        for share, blob in fetched_ahead(fetch, shares, ahead=ahead):
             if blob is None:
                 mean.skip()
                 continue

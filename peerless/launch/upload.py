@@ -35,7 +35,9 @@ def provide(
     store.put(places.preprocessing(), data.Preprocessing.of(work.prepared).to_json())
     flat, buffers = tensors.flatten(work.model, work.layout), tensors.read_buffers(work.model, work.layout)
     sha256 = tensors.weights_hash(work.layout, flat, buffers)
-    blob = tensors.encode_weights(work.layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0)
+    blob = tensors.encode_weights(
+        work.layout, flat, buffers, run=places.run, round=0, rank=0, incarnation=0, sha256=sha256
+    )
     store.create(places.weights(sha256), blob)
     spec = RunSpec(
         run=places.run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from contract.ahead import one_ahead
-from contract.errors import ConfigError, GradientFailed
+from contract.ahead import fetched_ahead
+from contract.errors import ConfigError, GradientFailed, ObjectMissing
 from contract.keys import Place
 from peer_agent.compute import LocalGradientService, StepFunctionsGradientService, gradient_service
 from peer_agent.ports import RoundGradient
@@ -236,16 +237,36 @@ class TestStepFunctions:
             assert type(gradient_service(run.spec, RANK, store=store, endpoint_url=None, clock=FakeClock())) is kind
 
 
-def test_two_gradients_at_most_are_in_memory_at_once() -> None:
+@pytest.mark.parametrize("ahead", [0, 1, 3, 99])
+def test_so_many_gradients_are_on_their_way_at_once_and_no_more_in_memory(ahead: int) -> None:
+    fetched: list[int] = []
+    together = threading.Barrier(min(ahead, 50) or 1)
+
+    def fetch(item: int) -> int:
+        fetched.append(item)
+        if item < together.parties:
+            together.wait(timeout=60)  # ends only where so many are on their way
+        return item * item
+
+    for position, (item, value) in enumerate(fetched_ahead(fetch, range(50), ahead=ahead)):
+        assert (item, value) == (position, position * position)
+        assert len(fetched) <= position + 1 + ahead
+
+
+def test_what_a_fetch_raises_comes_at_its_item_and_ends_the_others() -> None:
     fetched: list[int] = []
 
     def fetch(item: int) -> int:
         fetched.append(item)
-        return item * item
+        if item == 2:
+            raise ObjectMissing("2")
+        return item
 
-    for position, (item, value) in enumerate(one_ahead(fetch, range(50))):
-        assert value == item * item
-        assert len(fetched) <= position + 2
+    found = fetched_ahead(fetch, range(50), ahead=4)
+    assert [next(found), next(found)] == [(0, 0), (1, 1)]
+    with pytest.raises(ObjectMissing, match="2"):
+        next(found)
+    assert len(fetched) <= 6
 
 
 def test_round_gradient_is_what_the_port_says(store: MemoryStore) -> None:

@@ -290,7 +290,7 @@ def test_large_gradients_are_read_one_at_a_time(store: MemoryStore, monkeypatch:
         add(self, *arguments)
 
     monkeypatch.setattr(WeightedMean, "add", noting)
-    monkeypatch.setattr("peer_agent.compute.stepfunctions.AHEAD_BYTES", 0)
+    monkeypatch.setattr("contract.ahead.AHEAD_BYTES", 0)
     client = MemoryStepFunctions(store, workers(store))
     start = client.start_execution
 

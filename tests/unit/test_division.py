@@ -72,10 +72,23 @@ def test_auto_gives_a_second_of_work_and_keeps_all_workers_busy(
     assert sizes(auto(seconds, lanes).divide(batches(count))) == expected
 
 
-@pytest.mark.parametrize(("megabytes", "expected"), [(1, [2] * 8), (10, [2] * 8), (37, [8, 8]), (400, [16])])
-def test_auto_gives_more_work_for_a_gradient_that_travels_for_long(megabytes: int, expected: list[int]) -> None:
-    division = auto([0.5], result_bytes=megabytes * 1_000_000)
-    assert sizes(division.divide(batches(16))) == expected
+@pytest.mark.parametrize(
+    ("result_bytes", "lanes", "seconds", "expected"),
+    [
+        (3_000_000, 2, 0.6, [2] * 16),  # SqueezeNet's: half a second of its own, but a second at least
+        (36_900_000, 2, 0.6, [8] * 4),  # VGG-11's: six seconds
+        (36_900_000, 2, 3.0, [3] * 8 + [2] * 4),
+        (36_900_000, None, 0.6, [2] * 16),  # nothing waits, so all begin at once
+        (500_000_000, 2, 0.6, [16] * 2),  # no share is larger than keeps both busy
+        (500_000_000, 1, 0.6, [16] * 2),  # ten seconds at most
+    ],
+)
+def test_large_results_are_fewer_where_batches_wait_for_workers(
+    result_bytes: int, lanes: int | None, seconds: float, expected: list[int]
+) -> None:
+    division = Division("auto", lanes=lanes, result_bytes=result_bytes)
+    division.measured([seconds])
+    assert sizes(division.divide(batches(32))) == expected
 
 
 def test_auto_follows_the_median_of_the_last_rounds() -> None:
