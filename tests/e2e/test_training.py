@@ -68,6 +68,21 @@ def test_every_form_of_the_state_machine_gives_the_same_weights(workplace: Workp
     assert len({str(summary["weights_sha256"]) for summary in made.values()}) == 1
 
 
+@pytest.mark.slow  # two whole runs; tests/integration/test_reduced_on_cloud.py compares the gradients
+def test_reducers_give_the_weights_of_a_run_in_the_peers_own_processes(workplace: Workplace) -> None:
+    """Rounds of ten batches: two levels."""
+    settings = {"compute.reduce": "always", "batch_size": 20, "batches_per_round": 10, "epochs": 1, "peers": 2}
+    sizes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    reduced = workplace.train(*sizes, run_dir="reduced")
+    alone = workplace.train(*sizes, "--set", "compute.service=local", run_dir="reduced-locally")
+    assert reduced["weights_sha256"] == alone["weights_sha256"]
+    lines = (workplace.path / "reduced" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event for event in events if event["event"] == "not_reduced"] == []
+    assert max(event["invocations"] for event in events if event["event"] == "worked") == 13
+    assert reduced["lambda_service"]["invocations"] == reduced["lambda_invocations"]
+
+
 @pytest.mark.slow  # tests/chaos/test_transports.py has it in `make test`
 def test_an_asynchronous_run_has_one_common_end(workplace: Workplace) -> None:
     made = workplace.train("--set", "mode=async", "--set", "epochs=3", run_dir="async")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.env import AgentEnv, InstanceEnv, WorkerEnv
+from contract.env import AgentEnv, InstanceEnv, ReducerEnv, WorkerEnv
 from contract.errors import ConfigError
 
 REGION = {"AWS_REGION": "eu-central-1"}
@@ -116,3 +116,11 @@ def test_an_instances_mistakes_are_named(change: dict[str, str], sentence: str) 
     with pytest.raises(ConfigError, match=sentence) as caught:
         InstanceEnv.read(INSTANCE | change)
     assert "geheim" not in str(caught.value)
+
+
+def test_a_reducer_needs_a_region_and_nothing_else() -> None:
+    made = ReducerEnv.read({"AWS_REGION": "eu-west-1", "PEERLESS_CODE_DIR": "/nowhere"})
+    assert made == ReducerEnv(endpoint_url=None, region="eu-west-1")
+    assert ReducerEnv.read({"AWS_DEFAULT_REGION": "r", "AWS_ENDPOINT_URL": "http://h:1"}).endpoint_url == "http://h:1"
+    with pytest.raises(ConfigError, match="AWS_REGION is not set"):
+        ReducerEnv.read({})
