@@ -28,6 +28,7 @@ from constructs import Construct
 
 from infra import outputs, policies
 from infra.amazon_mq import ADMINISTRATOR, ENGINE_VERSION, rabbitmq_conf, rights, user_name
+from infra.grants import attach, rank_name
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group
 from infra.stacks.network import AMQPS, HTTPS, NetworkStack
@@ -64,7 +65,7 @@ class BrokerStack(Stack):
         # For other stacks: they would take the list apart themselves, with functions that take no other stack's output.
         self.endpoint = Fn.get_stack_output(self.stack_name, outputs.BROKER_ENDPOINT)
         self.peer_secrets: list[secretsmanager.ISecret] = [
-            self._secret(f"Peer{policies.rank_name(rank)}", user_name(rank), f"Account of peer {rank} on the broker")
+            self._secret(f"Peer{rank_name(rank)}", user_name(rank), f"Account of peer {rank} on the broker")
             for rank in range(settings.peers)
         ]
         self._users()
@@ -205,7 +206,7 @@ class BrokerStack(Stack):
         )
         own_log = self.format_arn(service="logs", resource=f"log-group:{group.log_group_name}")
         grants = [*policies.logs(own_log), *policies.network_interfaces()]
-        policy = policies.attach(self, "UsersPolicy", role, grants)
+        policy = attach(self, "UsersPolicy", role, grants)
         security_group = ec2.SecurityGroup(
             self,
             "UsersGroup",

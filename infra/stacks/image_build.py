@@ -20,7 +20,7 @@ from constructs import Construct, IConstruct
 from deploy_time_build import ContainerImageBuild
 
 from infra import policies
-from infra.policies import Grant
+from infra.grants import REASONS, Grant
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group
 
@@ -103,7 +103,7 @@ def _replace_rights(role: IConstruct, grants: Sequence[Grant]) -> None:
     (policy,) = _all(role, iam.CfnPolicy)
     made.managed_policy_arns = []
     policy.policy_document = iam.PolicyDocument(statements=[grant.statement() for grant in grants])
-    policy.add_metadata(policies.REASONS, {grant.sid: grant.reason for grant in grants if grant.reason})
+    policy.add_metadata(REASONS, {grant.sid: grant.reason for grant in grants if grant.reason})
 
 
 def _arn(stack: Stack, group: logs.LogGroup) -> str:

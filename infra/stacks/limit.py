@@ -13,6 +13,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from infra import outputs, policies
+from infra.grants import attach
 from infra.settings import Settings
 from infra.stacks.peers import group_arn
 
@@ -44,7 +45,7 @@ class TimeLimit(Construct):
                 "states.amazonaws.com", conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}}
             ),
         )
-        attached = policies.attach(self, "Policy", role, policies.end_of_instances(group_arn(stack, f"{prefix}*")))
+        attached = attach(self, "Policy", role, policies.end_of_instances(group_arn(stack, f"{prefix}*")))
         seconds = min(round(settings.max_hours * 3_600) + _GRACE, _LONGEST - 3_600)
         self.machine = sfn.StateMachine(
             self,

@@ -11,6 +11,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from infra import policies
+from infra.grants import attach, rank_name, tag_peer
 from infra.settings import Settings
 from statemachines import Mode, definition, render
 
@@ -41,7 +42,7 @@ def make_machines(
 ) -> Machines:
     """`peer_bucket` is the ARN of the peer's bucket, `function` and `reducer` those that the machines invoke, the
     latter "" where nothing adds gradients up."""
-    name = policies.rank_name(rank)
+    name = rank_name(rank)
     stack = Stack.of(scope)
     role = iam.Role(
         scope,
@@ -52,8 +53,8 @@ def make_machines(
             conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}},  # no other account's state machine
         ),
     )
-    policies.tag_peer(role, name)
-    policy = policies.attach(
+    tag_peer(role, name)
+    policy = attach(
         scope,
         f"MachinePolicy{name}",
         role,
@@ -96,7 +97,7 @@ def make_machines(
     inline = make("Inline", Mode.INLINE_MAP, inline_kind)
     distributed = make("Distributed", Mode.DISTRIBUTED_MAP, sfn.StateMachineType.STANDARD)
     # Apart from the policy that the machine waits for, because this one names the machine.
-    policies.attach(
+    attach(
         scope,
         f"ChildrenPolicy{name}",
         role,

@@ -12,6 +12,7 @@ from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from infra import policies
+from infra.grants import attach
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group
 
@@ -80,7 +81,7 @@ class NetworkStack(Stack):
             ),
         )
         own = self.format_arn(service="logs", resource=f"log-group:{group.log_group_name}")
-        granted = policies.attach(self, "FlowLogPolicy", role, policies.flow_log(own))
+        granted = attach(self, "FlowLogPolicy", role, policies.flow_log(own))
         flow_log = ec2.CfnFlowLog(
             self,
             "Flows",

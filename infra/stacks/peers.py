@@ -13,6 +13,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from infra import outputs, policies
+from infra.grants import Grant, attach, rank_name, tag_peer
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group
 from infra.stacks.machines import executions_arn
@@ -97,15 +98,15 @@ class PeersStack(Stack):
         CfnOutput(self, outputs.PEER_LOG_GROUP, value=self.log_group.log_group_name)
 
     def _peer(self, rank: int) -> autoscaling.AutoScalingGroup:
-        name = policies.rank_name(rank)
+        name = rank_name(rank)
         role = iam.Role(
             self,
             f"Role{name}",
             description=f"Instance of the peer of rank {rank}",
             assumed_by=iam.ServicePrincipal("ec2.amazonaws.com"),
         )
-        policies.tag_peer(role, name)
-        attached = policies.attach(self, f"Policy{name}", role, self._grants(rank))
+        tag_peer(role, name)
+        attached = attach(self, f"Policy{name}", role, self._grants(rank))
         group = autoscaling.AutoScalingGroup(
             self,
             f"Group{name}",
@@ -131,7 +132,7 @@ class PeersStack(Stack):
     def _group_name(self, rank: int) -> str:
         """Chosen by hand because the instance must know it, and CloudFormation makes the template before the group. It
         begins with the stack's name, which an account has once in a region."""
-        return f"{self.stack_name}-{policies.rank_name(rank)}"
+        return f"{self.stack_name}-{rank_name(rank)}"
 
     def _template(self, rank: int, role: iam.Role) -> ec2.LaunchTemplate:
         settings = self._settings
@@ -141,7 +142,7 @@ class PeersStack(Stack):
         )
         return ec2.LaunchTemplate(
             self,
-            f"Template{policies.rank_name(rank)}",
+            f"Template{rank_name(rank)}",
             # T4g and T3 stay in their default, unlimited mode: CPU beyond the baseline is billed at 0.04 and 0.05 USD
             # per vCPU-hour (undated), a t4g.medium busy for hours on both at 0.064 beside its 0.0336. In the standard
             # mode they start without credits, at a fifth of a core, and all peers wait for the slowest.
@@ -182,13 +183,13 @@ class PeersStack(Stack):
         host = {
             "IMAGE": self._images.peer_image_uri,
             "LOG_GROUP": self.log_group.log_group_name,
-            "STREAM": policies.rank_name(rank),
+            "STREAM": rank_name(rank),
             "MAX_SECONDS": str(round(settings.max_hours * 3_600)),
         }
         return user_data(container=container, host=host)
 
-    def _grants(self, rank: int) -> list[policies.Grant]:
-        name = policies.rank_name(rank)
+    def _grants(self, rank: int) -> list[Grant]:
+        name = rank_name(rank)
         grants = policies.peer_objects(
             bucket_arn(self._storage.run_bucket), bucket_arn(self._storage.peer_buckets[rank]), rank
         )
@@ -204,7 +205,7 @@ class PeersStack(Stack):
             grants += self._machine_grants(self._workers, rank)
         return grants
 
-    def _machine_grants(self, workers: WorkersStack, rank: int) -> list[policies.Grant]:
+    def _machine_grants(self, workers: WorkersStack, rank: int) -> list[Grant]:
         inline, distributed = workers.inline_machines[rank], workers.distributed_machines[rank]
         parallel = outputs.parallel_machine(self._settings.prefix, rank, "*")
         machines = [

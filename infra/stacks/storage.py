@@ -12,6 +12,7 @@ from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from infra import outputs, policies
+from infra.grants import PEER_TAG, SHARED, rank_name
 from infra.settings import Settings
 
 _NO_ACCESS_LOG = (
@@ -36,9 +37,7 @@ class StorageStack(Stack):
         # Nor has the local AWS, which expires nothing.
         self.run_bucket = self._bucket("Run", settings, versioned=not settings.local)
         self._keep_records(self.run_bucket)
-        self.peer_buckets = [
-            self._bucket(f"Peer{policies.rank_name(rank)}", settings) for rank in range(settings.peers)
-        ]
+        self.peer_buckets = [self._bucket(f"Peer{rank_name(rank)}", settings) for rank in range(settings.peers)]
         for rank, bucket in enumerate(self.peer_buckets):
             _keep_other_peers_out(bucket, rank)
         self._outputs(settings)
@@ -96,7 +95,7 @@ class StorageStack(Stack):
             [policies.MEMBERS],
             {"Null": {"s3:if-none-match": "true", "s3:if-match": "true"}, **created},
         )
-        peers = {"Null": {f"aws:PrincipalTag/{policies.PEER_TAG}": "false"}}
+        peers = {"Null": {f"aws:PrincipalTag/{PEER_TAG}": "false"}}
         bucket.add_to_resource_policy(
             iam.PolicyStatement(
                 sid="PeersDeleteNoRecords",
@@ -153,7 +152,7 @@ class StorageStack(Stack):
 
 def _keep_other_peers_out(bucket: s3.Bucket, rank: int) -> None:
     """A second lock: a role of another peer is refused even where its own policies would let it in."""
-    tag = f"aws:PrincipalTag/{policies.PEER_TAG}"
+    tag = f"aws:PrincipalTag/{PEER_TAG}"
     bucket.add_to_resource_policy(
         iam.PolicyStatement(
             sid="OtherPeersStayOut",
@@ -163,7 +162,7 @@ def _keep_other_peers_out(bucket: s3.Bucket, rank: int) -> None:
             resources=[bucket.bucket_arn, bucket.arn_for_objects("*")],
             conditions={
                 "Null": {tag: "false"},
-                "StringNotEquals": {tag: [policies.rank_name(rank), policies.SHARED]},
+                "StringNotEquals": {tag: [rank_name(rank), SHARED]},
             },
         )
     )

@@ -16,6 +16,7 @@ from constructs import Construct
 
 from contract.errors import ConfigError
 from infra import outputs, policies
+from infra.grants import SHARED, Grant, attach, attach_managed, rank_name, tag_peer
 from infra.settings import Settings
 from infra.stacks.log_groups import log_group, vended_name
 from infra.stacks.machines import Machines, make_machines
@@ -126,9 +127,9 @@ class WorkersStack(Stack):
         """By rank: the functions of a kind, and the ARNs to invoke."""
         settings = self._settings
         if settings.shared_worker:
-            function, arn = self._function(kind, range(settings.peers), policies.SHARED)
+            function, arn = self._function(kind, range(settings.peers), SHARED)
             return dict.fromkeys(ranks, function), dict.fromkeys(ranks, arn)
-        made = {rank: self._function(kind, (rank,), policies.rank_name(rank)) for rank in ranks}
+        made = {rank: self._function(kind, (rank,), rank_name(rank)) for rank in ranks}
         return {rank: each[0] for rank, each in made.items()}, {rank: each[1] for rank, each in made.items()}
 
     def _function(self, kind: _Kind, served: Sequence[int], who: str) -> tuple[lambda_.Function, str]:
@@ -141,10 +142,10 @@ class WorkersStack(Stack):
             description=f"{kind.title} of peer {who}",
             assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
         )
-        policies.tag_peer(role, who)
+        tag_peer(role, who)
         own_log = self.format_arn(service="logs", resource=f"log-group:{group.log_group_name}")
         grants = [*policies.logs(own_log), *policies.tracing()]
-        policy = policies.attach(self, f"{kind.id}Policy{who}", role, grants)
+        policy = attach(self, f"{kind.id}Policy{who}", role, grants)
         data = self._data_policies(kind, role, served, who)
         images = self._images
         function = (
@@ -155,16 +156,16 @@ class WorkersStack(Stack):
 
     def _data_policies(self, kind: _Kind, role: iam.Role, served: Sequence[int], who: str) -> list[Construct]:
         """Access to the buckets; ten peers per managed policy, as a shared role's inline ones may not be that long."""
-        grants: Callable[[Mapping[int, str]], list[policies.Grant]]
+        grants: Callable[[Mapping[int, str]], list[Grant]]
         grants = functools.partial(policies.worker, self._run_bucket) if kind is _WORKER else policies.reducer
 
-        def of(ranks: Sequence[int]) -> list[policies.Grant]:
+        def of(ranks: Sequence[int]) -> list[Grant]:
             return grants({rank: self._peer_buckets[rank] for rank in ranks})
 
         if not self._settings.shared_worker:
-            return [policies.attach(self, f"{kind.id}Data{who}", role, of(served))]
+            return [attach(self, f"{kind.id}Data{who}", role, of(served))]
         return [
-            policies.attach_managed(self, f"{kind.id}Data{who}{number}", role, of(ranks))
+            attach_managed(self, f"{kind.id}Data{who}{number}", role, of(ranks))
             for number, ranks in enumerate(self._settings.groups)
         ]
 
