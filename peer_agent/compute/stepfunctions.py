@@ -1,9 +1,8 @@
 """Gradients from Lambda workers: one execution of the peer's state machine per round, one invocation per share of
 its batches (peer_agent/compute/division.py).
 
-Nothing large passes through Step Functions: workers read weights and
-batches from S3 and write their gradients there, from where they are added up one by one. So memory is bounded by the
-model, whatever the number of batches.
+Nothing large passes through Step Functions: workers read weights and batches from S3 and write their gradients there,
+from where they are added up one by one. So memory is bounded by the model, whatever the number of batches.
 
 Where that is worth it (contract/tree.py), the same execution adds them up, and the peer reads one mean.
 
@@ -22,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from botocore.exceptions import BotoCoreError, ClientError
 from numpy.typing import NDArray
 
 from contract.ahead import fetched_ahead, how_far_ahead
@@ -37,13 +35,14 @@ from contract.local_steps import LocalSteps
 from contract.models import build
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
-from contract.tasks import Failure, GradientTask, distributed_input, inline_input, items_json
+from contract.tasks import GradientTask, distributed_input, inline_input, items_json
 from contract.tensors import Buffers, Layout, unpack_buffers
-from peer_agent.compute import attempts, diagnosis, tolerance
+from peer_agent.compute import diagnosis, tolerance
 from peer_agent.compute.batches import BatchMean, failing_as, name_batch, of_part, whole, work_of, work_told
 from peer_agent.compute.diagnosis import Ending
 from peer_agent.compute.division import Division, lanes
-from peer_agent.compute.executions import EXPRESS_SECONDS, FORGOTTEN, Executions
+from peer_agent.compute.executions import FORGOTTEN, Executions
+from peer_agent.compute.inquiry import Inquiry
 from peer_agent.compute.moments import WorkerMoments
 from peer_agent.compute.reduced import Outcome, Tree, is_reduced
 from peer_agent.compute.results import Effort, Results, Unusable, using
@@ -98,6 +97,7 @@ class StepFunctionsGradientService:
             clock=clock,
             client=client,
         )
+        self._inquiry = Inquiry(self._executions, rank, spec.config.compute)
         self._begun: deque[int] = deque(maxlen=REMEMBERED)
 
     def compute(
@@ -227,12 +227,12 @@ class StepFunctionsGradientService:
                 effort.tree = self._tree(task, items, results)
                 text, bytes_beside = self._input(task, missing, effort.tree)
             description = self._executions.run(task, text)
-            ending = self._ending(description, missing)
+            ending = self._inquiry.ending(description, missing)
             effort.executions += 1
             effort.invocations += ending.invocations
             effort.bytes_out += len(text.encode()) + bytes_beside
             if effort.tree is not None:
-                children = functools.partial(self._failed_children, description)
+                children = functools.partial(self._inquiry.failed_children, description)
                 outcome = Outcome.of(description, effort.tree, self._spec.config.compute, children)
                 effort.reducers += outcome.invocations
                 effort.invocations += outcome.invocations
@@ -240,17 +240,6 @@ class StepFunctionsGradientService:
             if ending.complete:
                 return
             missing = self._remaining(task, items, missing, description, ending, results, effort)
-
-    def _ending(self, description: Mapping[str, Any], items: Sequence[Share]) -> Ending:
-        """How an execution of `items` ended, and what it took: by its output, and by its history where that says more.
-        An Express execution has none, and a forgotten one no more."""
-        ending = Ending.of(description, items)
-        known = not self._executions.express and description["status"] != FORGOTTEN
-        if known and not ending.complete:
-            distributed = self._mode == "distributed_map"
-            with contextlib.suppress(ClientError, BotoCoreError):  # it was asked for the bill, not for gradients
-                return attempts.completed(ending, self._executions.client, description, items, distributed=distributed)
-        return ending
 
     def _remaining(
         self,
@@ -268,7 +257,7 @@ class StepFunctionsGradientService:
         """
         setting = self._spec.config.compute.tolerated_failures
         if not (setting or ending.succeeded or ending.whole):
-            raise GradientFailed(self._explain(task, asked, description, results))
+            raise GradientFailed(self._inquiry.explain(task.round, asked, description, results))
         missing = results.missing(asked)
         forgotten = description["status"] == FORGOTTEN
         if ending.whole and (forgotten or len(missing) < len(asked)) and effort.executions < MOST_EXECUTIONS:
@@ -276,10 +265,10 @@ class StepFunctionsGradientService:
         # A distributed map counts the items of one execution; here it is those of the round.
         counted = ending.succeeded or description.get("error") == diagnosis.CHILD_FAILED
         if missing and not counted:
-            raise GradientFailed(self._explain(task, asked, description))
+            raise GradientFailed(self._inquiry.explain(task.round, asked, description))
         effort.missing = [item.index for item in missing]
         if missing:
-            effort.failures |= self._failures(task, description, ending)
+            effort.failures |= self._inquiry.failures(task.round, description, ending)
         for index in effort.missing:
             where = name_batch(index, self._rank, task.round)
             effort.failures.setdefault(index, f"no gradient for {where}: its worker left none")
@@ -291,52 +280,6 @@ class StepFunctionsGradientService:
         lost = [batch.index for item in items if item.index in effort.missing for batch in item.batches]
         count = sum(len(item.batches) for item in items)
         tolerance.check(self._spec.config.compute.tolerated_failures, count, effort.failures, lost)
-
-    def _failed_children(self, description: Mapping[str, Any]) -> list[tuple[str, Failure]]:
-        found: list[tuple[str, Failure]] = []
-        with contextlib.suppress(ClientError, BotoCoreError):  # they explain, and decide nothing
-            found += diagnosis.failed_children(self._executions.client, description)
-        return found
-
-    def _failures(self, task: GradientTask, description: Mapping[str, Any], ending: Ending) -> dict[int, str]:
-        """Sentences on failed items by index: all that the output names, or some children of a distributed map."""
-        found = dict(ending.failures)
-        if self._mode == "distributed_map":
-            with contextlib.suppress(ClientError, BotoCoreError):  # they explain, and decide nothing
-                found |= diagnosis.of_children(self._executions.client, description)
-        compute = self._spec.config.compute
-        return {
-            index: diagnosis.sentence(failure, name_batch(index, self._rank, task.round), compute)
-            for index, failure in sorted(found.items())
-        }
-
-    def _explain(
-        self,
-        task: GradientTask,
-        asked: Sequence[Share],
-        description: Mapping[str, Any],
-        results: Results | None = None,
-    ) -> str:
-        """Why an execution failed; `results` are given where it was for an item's sake."""
-
-        def missing() -> Sequence[Share]:
-            with contextlib.suppress(StoreUnavailable):
-                return [] if results is None else results.missing(asked)
-            return []
-
-        express = self._executions.express
-        if express and description["status"] == "TIMED_OUT":
-            return (
-                f"no gradient for rank {self._rank} in round {task.round}: its Express execution was ended after "
-                f"{EXPRESS_SECONDS // 60} minutes, their limit; set aws.express = false and deploy again, or give a "
-                "round less work (batches_per_round, batch_size)"
-            )
-        # Express executions have no history to be asked for.
-        client, compute = None if express else self._executions.client, self._spec.config.compute
-        try:
-            return diagnosis.explain(client, description, asked, self._rank, task.round, compute, missing)
-        except (ClientError, BotoCoreError):  # it was asked for words, not for gradients
-            return diagnosis.explain(None, description, asked, self._rank, task.round, compute, missing)
 
     def _collect_usable(
         self, task: GradientTask, items: Sequence[Share], results: Results, effort: Effort, buffers: Buffers

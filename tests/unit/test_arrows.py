@@ -37,7 +37,7 @@ AWS_CLIENTS = (
     "infra/",
     "peerless/launch/",
     "peer_agent/compute/executions.py",
-    "peer_agent/compute/stepfunctions.py",
+    "peer_agent/compute/inquiry.py",
     "peer_agent/instance/aws.py",
 )
 
