@@ -58,6 +58,7 @@ def shown(summary: dict[str, Any]) -> str:
     return text.getvalue()
 
 
+@pytest.mark.slow  # tests/functional/test_rounds_with_failed_batches.py has it in `make test`
 def test_a_run_goes_on_without_the_batch_that_fails(workplace: Workplace, blank: list[str]) -> None:
     summary = workplace.train(*blank, "--set", "compute.tolerated_failures=1", run_dir="borne")
     assert (summary["reason"], summary["rounds"], summary["error"]) == ("epoch_limit", 6, None)
@@ -80,7 +81,7 @@ def test_a_run_goes_on_without_the_batch_that_fails(workplace: Workplace, blank:
     assert summary["lambda_invocations"] == summary["lambda_service"]["invocations"] == 30 + 2 * len(ROUNDS)
 
 
-@pytest.mark.slow  # tests/functional/test_rounds_with_failed_batches.py has it in `make test`
+@pytest.mark.slow  # likewise
 def test_beyond_the_tolerance_the_run_ends_in_a_sentence_with_the_weights_it_had(
     workplace: Workplace, blank: list[str]
 ) -> None:

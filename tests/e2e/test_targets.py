@@ -40,6 +40,7 @@ def validations(workplace: Workplace, run_dir: str) -> list[tuple[float, float |
     return [(e["validation_loss"], e["validation_accuracy"]) for e in events if e["event"] == "validated"]
 
 
+@pytest.mark.slow  # tests/unit/test_targets.py has the loss, tests/functional/test_target_gradients.py the workers
 def test_regression_through_workers(workplace: Workplace) -> None:
     summary = train(workplace, "numbers", "mse")
     assert len(set(summary["weights_sha256"].values())) == 1
@@ -51,7 +52,7 @@ def test_regression_through_workers(workplace: Workplace) -> None:
     assert {accuracy for _, accuracy in found} == {None}
 
 
-@pytest.mark.slow  # tests/unit/test_targets.py has the loss, tests/functional/test_target_gradients.py the workers
+@pytest.mark.slow  # likewise
 def test_several_labels_through_workers(workplace: Workplace) -> None:
     summary = train(workplace, "labels", "bce")
     assert summary["test_accuracy"] > 0.85
