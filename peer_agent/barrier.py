@@ -29,7 +29,8 @@ class WeightsShelf:
         self._layout, self._me = layout, me
 
     def put(self, round: int, update: Update) -> int:
-        """Store the current weights of `update`, from which `round` starts; returns the object's bytes."""
+        """Store the current weights of `update`, from which `round` starts, unless somebody has; returns the bytes that
+        this took."""
         blob = encode_weights(
             self._layout,
             update.flat,
@@ -40,7 +41,8 @@ class WeightsShelf:
             incarnation=self._me.incarnation,
             sha256=update.weights_sha256,
         )
-        return self.store.put(self.places.weights(update.weights_sha256), blob).size
+        stored = self.store.create(self.places.weights(update.weights_sha256), blob)
+        return 0 if stored is None else stored.size
 
     def ensure(self, round: int, update: Update) -> int:
         """Have the current weights of `update` in S3; returns the bytes that this took."""

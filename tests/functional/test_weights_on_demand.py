@@ -21,14 +21,14 @@ ROUNDS = 9
 def puts(cast: Cast) -> list[str]:
     """Hashes of the weights that are put from now on, in order."""
     found: list[str] = []
-    put = cast.store.put
+    create = cast.store.create
 
     def watched(place: Any, data: Any) -> Any:
         if "/weights/" in place.key:
             found.append(place.key.rpartition("/")[2])
-        return put(place, data)
+        return create(place, data)
 
-    cast.store.put = watched  # type: ignore[method-assign]
+    cast.store.create = watched  # type: ignore[method-assign]
     return found
 
 
