@@ -85,7 +85,7 @@ def deploy(
     store.close()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[1:]] + list(MODES[:1]))
 def test_every_mode_reads_one_mean_that_equals_the_local_one(
     deploy: Callable[..., Deployed], bucket: str, mode: str
 ) -> None:
@@ -101,6 +101,7 @@ def test_every_mode_reads_one_mean_that_equals_the_local_one(
     assert deployed.left(bucket) == []
 
 
+@pytest.mark.slow  # tests/functional/test_reduced_rounds.py has it in `make test`
 @pytest.mark.parametrize("mode", ["inline_map", "distributed_map"])
 def test_a_reducer_that_fails_costs_a_round_nothing_but_time(
     deploy: Callable[..., Deployed], bucket: str, mode: str, monkeypatch: pytest.MonkeyPatch

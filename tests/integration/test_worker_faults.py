@@ -181,7 +181,14 @@ def test_what_befalls_a_worker_once_costs_one_more_invocation(
     assert found.gradient.tobytes() == deployed.local().gradient.tobytes()
 
 
-@pytest.mark.parametrize("mode", ["inline_map", "distributed_map", "parallel"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "inline_map",
+        pytest.param("distributed_map", marks=pytest.mark.slow),  # tests/functional/test_tolerated_failures.py has both
+        pytest.param("parallel", marks=pytest.mark.slow),
+    ],
+)
 def test_a_worker_that_raises_fails_the_round_or_is_left_out(
     stage: Stage, deploy: Callable[..., Deployed], mode: str
 ) -> None:
@@ -254,6 +261,7 @@ def test_throttling(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     assert found.gradient.tobytes() == deployed.local().gradient.tobytes()
 
 
+@pytest.mark.slow  # three tries of each of three batches, with waits between them
 def test_throttling_that_does_not_end_fails_the_round(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     deployed = deploy(function=THROTTLED)
     before = deployed.objects()
@@ -275,6 +283,7 @@ def test_a_batch_that_is_not_there(stage: Stage, deploy: Callable[..., Deployed]
     assert re.search(r"^no gradient for batch 1 .* does not exist \(ObjectMissing\); its log: /", found.failures[0])
 
 
+@pytest.mark.slow  # the next best is the batch that is not there
 def test_a_batch_that_is_put_back(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     deployed = deploy()
     place = Place(deployed.bucket, deployed.run.batches[BROKEN].key)
