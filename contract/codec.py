@@ -85,17 +85,17 @@ class _Plain:
 
     def encode(self, x: F32, seed: int) -> bytes:
         _check_vector(x, "x")
-        encoded = np.empty(x.size, self.dtype)
+        narrow = self.dtype.itemsize == 2
+        encoded = np.empty(x.size if narrow else 0, self.dtype)
         for start in range(0, x.size, _CHUNK):
             part = x[start : start + _CHUNK]
             finite = np.isfinite(part)
             if not finite.all():
                 at = start + int(np.argmin(finite))
                 raise NonFiniteGradient(f"the gradient is not finite: value {at} is {x[at]}")
-            if self.dtype.itemsize == 2:
-                part = np.clip(part, -_FP16_MAX, _FP16_MAX)
-            encoded[start : start + _CHUNK] = part
-        return encoded.tobytes()
+            if narrow:
+                encoded[start : start + _CHUNK] = np.clip(part, -_FP16_MAX, _FP16_MAX)
+        return encoded.tobytes() if narrow else raw(x).tobytes()
 
     def decode(self, blob: Blob, expected_size: int, out: F32 | None = None) -> F32:
         values = self._open(blob, expected_size)
@@ -195,6 +195,11 @@ def _check_vector(x: F32, name: str, size: int | None = None) -> None:
         raise TypeError(f"{name} must be a contiguous one-dimensional NumPy array of float32")
     if size is not None and x.size != size:
         raise ValueError(f"{name} has room for {x.size} values, but {size} are expected")
+
+
+def raw(values: F32) -> memoryview:
+    """What codec `none` encodes finite `values` (n,) to; a view, because a copy of a whole model is what it spares."""
+    return np.ascontiguousarray(values, "<f4").data.cast("B")
 
 
 def codec(name: str) -> GradientCodec:

@@ -1,4 +1,5 @@
-"""Whether a frame in S3 is the gradient that was asked for; the same question for peers and for reducers."""
+"""The header of a gradient that goes to S3, and whether a frame there is the one that was asked for: the same for
+workers, reducers and peers."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Protocol
 
 from contract import wire
 from contract.errors import CorruptObject, WeightsMismatch
+from contract.extensions import Extension
 from contract.keys import Place
 from contract.wire import FrameHeader
 
@@ -31,6 +33,35 @@ class Asked(Protocol):
 
     @property
     def codec(self) -> str: ...
+
+
+def header(
+    asked: Asked,
+    *,
+    samples: int,
+    loss: float,
+    codec: str,
+    seed: int,
+    elements: int,
+    extensions: tuple[Extension, ...],
+) -> FrameHeader:
+    """Of the frame that answers `asked`: a gradient over `samples` samples, with the mean of their loss, encoded by
+    `codec` with `seed`."""
+    return FrameHeader(
+        kind=wire.Kind.GRADIENT,
+        run=asked.run,
+        round=asked.round,
+        base_round=asked.round,
+        base_weights=asked.weights_sha256,
+        rank=asked.rank,
+        incarnation=asked.incarnation,
+        samples=samples,
+        loss=loss,
+        codec=codec,
+        seed=seed,
+        elements=elements,
+        extensions=extensions,
+    )
 
 
 def differences(header: FrameHeader, asked: Asked, samples: int) -> Mapping[str, tuple[object, object]]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.averaging import GradientSum, advanced, is_float
-from contract.codec import GradientCodec, codec
+from contract.codec import GradientCodec, codec, raw
 from contract.errors import CorruptObject
 from contract.extensions import Measured, Reduced
 from contract.tensors import BUFFER_DTYPES, Buffers, Entry, Layout, check_values, pack_buffers, unpack_buffers
@@ -273,8 +273,3 @@ class TreeMean:
             mean.add(raw(part.gradient), codec("none"), part.bounds, part.samples, part.loss, part.reduced)
         del part
         self._advance(level + 1)
-
-
-def raw(gradient: NDArray[np.float32]) -> memoryview:
-    """What codec none encodes a gradient (n,) to; a view, as it need not be there twice."""
-    return np.ascontiguousarray(gradient, "<f4").data.cast("B")

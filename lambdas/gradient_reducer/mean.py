@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from contract.codec import codec
+from contract.codec import codec, raw
 from contract.errors import CorruptObject, PeerlessError
 from contract.extensions import reduced_extension
-from contract.gradient_frames import checked
+from contract.gradient_frames import checked, header
 from contract.keys import Place
-from contract.partial import Bounds, PartialMean, bounds_bytes, item_alone, nameless_layout, raw
+from contract.partial import Bounds, PartialMean, bounds_bytes, item_alone, nameless_layout
 from contract.reduce_tasks import ReduceTask
 from contract.tensors import Layout, unpack_buffers
-from contract.wire import FrameHeader, Kind, encode
+from contract.wire import encode
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,8 @@ def mean_frame(task: ReduceTask, blobs: Iterable[tuple[Input, bytes | None]]) ->
         made = mean.result()
         if made is None:
             return None
-        header = FrameHeader(
-            kind=Kind.GRADIENT,
-            run=task.run,
-            round=task.round,
-            base_round=task.round,
-            base_weights=task.weights_sha256,
-            rank=task.rank,
-            incarnation=task.incarnation,
+        told = header(
+            task,
             samples=made.samples,
             loss=made.loss,
             codec="none",
@@ -94,7 +88,7 @@ def mean_frame(task: ReduceTask, blobs: Iterable[tuple[Input, bytes | None]]) ->
             elements=task.elements,
             extensions=(reduced_extension(made.reduced),),
         )
-        frame = encode(header, raw(made.gradient), made.bounds.pack(layout))
+        frame = encode(told, raw(made.gradient), made.bounds.pack(layout))
     return Result(frame, len(made.reduced.items), made.samples)
 
 
@@ -117,5 +111,5 @@ def _add(mean: PartialMean, task: ReduceTask, layout: Layout, source: Input, blo
         if frame.header.reduced is None:
             raise CorruptObject(f"{source.place} holds a gradient in place of a mean")
         bounds, reduced = Bounds.unpack(layout, frame.buffers), frame.header.reduced
-    header = frame.header
-    mean.add(frame.payload, codec(header.codec), bounds, header.samples, header.loss or 0.0, reduced)
+    told = frame.header
+    mean.add(frame.payload, codec(told.codec), bounds, told.samples, told.loss or 0.0, reduced)

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from contract.batches import BatchRef, opened
 from contract.clock import Clock
-from contract.codec import codec
+from contract.codec import codec, raw
 from contract.errors import PeerlessError
 from contract.extensions import Measured, measured_extension
+from contract.gradient_frames import header
 from contract.gradients import BatchGradient, GradientMean, arranged
 from contract.local_steps import LocalSteps, local_update
 from contract.optimizers import Moments
 from contract.tasks import GradientTask
 from contract.tensors import Buffers, Layout, flatten, pack_buffers
-from contract.wire import Blob, FrameHeader, Kind, decode_header, encode
+from contract.wire import Blob, decode_header, encode
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,8 @@ def update_frame(
 def _result(task: GradientTask, layout: Layout, made: BatchGradient, measured: Measured) -> Result:
     """The frame of what a worker has made, as the answer to `task`."""
     with naming(task, task.batch):
-        header = FrameHeader(
-            kind=Kind.GRADIENT,
-            run=task.run,
-            round=task.round,
-            base_round=task.round,
-            base_weights=task.weights_sha256,
-            rank=task.rank,
-            incarnation=task.incarnation,
+        told = header(
+            task,
             samples=made.samples,
             loss=made.loss,
             codec=task.codec,
@@ -156,12 +151,12 @@ def _result(task: GradientTask, layout: Layout, made: BatchGradient, measured: M
             elements=layout.elements,
             extensions=(measured_extension(measured),),
         )
-        frame = encode(header, _payload(task, made.gradient), pack_buffers(layout, made.buffers))
+        frame = encode(told, _payload(task, made.gradient), pack_buffers(layout, made.buffers))
     return Result(frame, decode_header(frame).digest, made.samples, made.loss, measured)
 
 
 def _payload(task: GradientTask, gradient: NDArray[np.float32]) -> Blob:
     """The encoded gradient (n,), which is finite; with codec none a view, because the frame is a copy as it is."""
     if task.codec == "none":
-        return np.ascontiguousarray(gradient, "<f4").data.cast("B")
+        return raw(gradient)
     return codec(task.codec).encode(gradient, task.batch_seed)

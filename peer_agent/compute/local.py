@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from contract.ahead import fetched_ahead
 from contract.batches import BatchRef, divide, opened, share_count
-from contract.codec import codec
+from contract.codec import codec, raw
 from contract.errors import PermanentError
 from contract.gradients import GradientMean, arranged
 from contract.keys import Place
 from contract.local_steps import LocalSteps, local_update
 from contract.models import build
 from contract.optimizers import decode_moments, encode_moments
-from contract.partial import raw
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
 from contract.tasks import gradient_seed
