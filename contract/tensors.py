@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contract import wire
-from contract.codec import codec
+from contract.codec import codec, raw
 from contract.errors import CorruptObject, ModelError, NonFiniteGradient, WeightsMismatch
 
 #: Buffer values by name, in the order of the layout. Each has its entry's shape and dtype.
@@ -182,9 +182,10 @@ def load(model: nn.Module, layout: Layout, flat: NDArray[np.float32] | None, buf
 
 def not_finite(layout: Layout, flat: NDArray[np.float32]) -> str | None:
     """The name of the first parameter for which `flat` (n,) holds NaN or infinity, or None."""
-    # A sum takes no memory, and finite float32 values cannot overflow it in float64; NaN and infinity always show.
-    with np.errstate(invalid="ignore"):
-        if np.isfinite(flat.sum(dtype=np.float64)):
+    # NaN and infinity always show in a sum, which takes no memory. Finite values can overflow one in float32, and none
+    # in float64, which takes longer.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(flat.sum()) or np.isfinite(flat.sum(dtype=np.float64)):
             return None
     return next((entry.name for entry, view in layout.views(flat) if not np.isfinite(view).all()), None)
 
@@ -262,8 +263,7 @@ def encode_weights(
     """
     if (name := not_finite(layout, flat)) is not None:
         raise NonFiniteGradient(f"the weights of {name} hold NaN or infinity; a smaller optimizer.lr may help")
-    # What codec none encodes to; a view, because the frame is a copy of all weights as it is.
-    payload = np.ascontiguousarray(flat, "<f4").data.cast("B")
+    payload = raw(flat)
     packed = pack_buffers(layout, buffers)
     header = wire.FrameHeader(
         kind=wire.Kind.WEIGHTS,

@@ -57,7 +57,21 @@ class Refusing(Clamping):
         return logits
 
 
+class Mirroring(nn.Module):
+    """Mirrors its parameters: each keeps its values, in other places."""
+
+    def __init__(self, classes: int, image_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(image_size**2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        self.dense.weight.data = self.dense.weight.data.flip(0, 1).contiguous()
+        return self.dense(x.flatten(1))
+
+
 CLAMPING = replace(PLAIN, name=f"{__name__}:Clamping")
+MIRRORING = replace(PLAIN, name=f"{__name__}:Mirroring")
 REFUSING = replace(PLAIN, name=f"{__name__}:Refusing")
 
 
@@ -114,8 +128,9 @@ def test_a_model_that_changes_its_parameters_starts_every_batch_from_the_weights
         assert [computed(worker, store, task)[0] for task in tasks] == expected
 
 
-def test_a_mean_over_a_models_own_parameters_tells_when_they_change() -> None:
-    made = prepare(MemoryStore(), CLAMPING)
+@pytest.mark.parametrize("spec", [CLAMPING, MIRRORING])
+def test_a_mean_over_a_models_own_parameters_tells_when_they_change(spec: ModelSpec) -> None:
+    made = prepare(MemoryStore(), spec)
     mean = GradientMean(made.model, made.layout, "cross_entropy", None, read_buffers(made.model, made.layout), 8)
     with pytest.raises(ParametersChanged):
         mean.add(*made.samples[0], seed=1)
