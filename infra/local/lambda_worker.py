@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from contract.clock import Clock
+from contract.env import ALLOCATOR
 from infra.local.lambda_function import Function
 from infra.local.lambda_http import Handler, Server
 from infra.local.memory_limit import MemoryLimit
@@ -109,6 +110,7 @@ class WorkerProcess:
         )
         return {
             **os.environ,
+            **ALLOCATOR,
             **({} if self._shared_dir is None else {"PEERLESS_SHARED_DIR": str(self._shared_dir)}),
             **spec.env,
             "PYTHONPATH": path,

@@ -12,6 +12,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from contract.env import ALLOCATOR
 from infra import outputs, policies
 from infra.grants import Grant, attach, rank_name, tag_peer
 from infra.settings import Settings
@@ -179,6 +180,7 @@ class PeersStack(Stack):
             # torch reads them before a run's configuration sets the count, and sums differ by the count.
             "OMP_NUM_THREADS": str(settings.threads),
             "MKL_NUM_THREADS": str(settings.threads),
+            **ALLOCATOR,
         }
         host = {
             "IMAGE": self._images.peer_image_uri,

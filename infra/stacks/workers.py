@@ -14,6 +14,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
+from contract.env import ALLOCATOR
 from contract.errors import ConfigError
 from infra import outputs, policies
 from infra.grants import SHARED, Grant, attach, attach_managed, rank_name, tag_peer
@@ -174,7 +175,7 @@ class WorkersStack(Stack):
     ) -> lambda_.Function:
         settings = self._settings
         threads = str(settings.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **ALLOCATOR}
         if settings.code_dir and kind.runs_code:
             environment["PEERLESS_CODE_DIR"] = CODE_DIR
         code = f", own code {settings.code_digest[:12] or 'none'}" if kind.runs_code else ""

@@ -16,6 +16,7 @@ from torch import Tensor
 from contract.clock import Clock
 from contract.computing import local_workers
 from contract.config import RunConfig
+from contract.env import ALLOCATOR
 from contract.errors import BrokerUnavailable, PeerlessError
 from contract.events import EventLog
 from contract.joining import Joined, joined_ranks
@@ -222,7 +223,7 @@ def start_peer(stack: ExitStack, folder: RunFolder, places: Places, rank: int, e
     child = Child.start(
         f"peer {rank}",
         command,
-        env={**environment, "TMPDIR": str(scratch)},
+        env={**ALLOCATOR, **environment, "TMPDIR": str(scratch)},
         log_path=folder.logs / f"peer-{rank}.log",
         grace_seconds=END_SECONDS,
         afterwards=["rm", "-rf", str(scratch)],
