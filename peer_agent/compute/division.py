@@ -21,8 +21,8 @@ from contract.runspec import RunSpec
 #: What an invocation should compute for at least, in seconds.
 WORTH_SECONDS = 1.0
 #: Where batches wait for each other's workers anyway, larger shares cost no time: so many seconds of work for each byte
-#: of a result, twenty times what its way through a local S3 takes, within a limit.
-LANE_SECONDS_PER_BYTE, LANE_SECONDS = 1 / 6e6, 10.0
+#: of a result, forty times what its way through a local S3 takes, within a limit.
+LANE_SECONDS_PER_BYTE, LANE_SECONDS = 1 / 3e6, 12.0
 #: Rounds whose measurements count.
 ROUNDS = 5
 #: Descriptions of so many batches (some 200 bytes each) fit the 256 KiB of one state's input with room to spare.

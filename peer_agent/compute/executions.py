@@ -25,8 +25,10 @@ from peer_agent.compute.pace import Pace
 
 #: Step Functions' limit for the name of an execution, in characters.
 NAME_LENGTH = 80
-#: Shortest time between two questions, in seconds. AWS answers some ten a second to a whole account.
-AWS_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.25, 0.02
+#: Shortest time between two questions, in seconds, and the time between them as a share of an execution's. AWS answers
+#: some ten a second to a whole account; a local one answers as often as it is asked, for some 2 ms of processor each.
+AWS_POLL_SECONDS, AWS_POLL_SHARE = 0.25, 1 / 20
+LOCAL_POLL_SECONDS, LOCAL_POLL_SHARE = 0.02, 1 / 250
 #: How long an Express execution may take, in seconds, and how much longer its answer is waited for.
 EXPRESS_SECONDS, ANSWER_SECONDS = 300, 30
 #: How long a local Step Functions may take to know its state machines again, and between two tries, in seconds.
@@ -53,7 +55,8 @@ class Executions:
         self.express = express
         self._endpoint_url, self._region, self._clock = endpoint_url, region, clock
         self._made = client
-        self._pace = Pace(AWS_POLL_SECONDS if endpoint_url is None else LOCAL_POLL_SECONDS)
+        on_aws = endpoint_url is None
+        self._pace = Pace(AWS_POLL_SECONDS, AWS_POLL_SHARE) if on_aws else Pace(LOCAL_POLL_SECONDS, LOCAL_POLL_SHARE)
         self._lock = threading.Lock()
         self._running: set[str] = set()
         self._reached = False  # the machine, at least once

@@ -76,11 +76,12 @@ def test_auto_gives_a_second_of_work_and_keeps_all_workers_busy(
     ("result_bytes", "lanes", "seconds", "expected"),
     [
         (3_000_000, 2, 0.6, [2] * 16),  # SqueezeNet's: half a second of its own, but a second at least
-        (36_900_000, 2, 0.6, [8] * 4),  # VGG-11's: six seconds
-        (36_900_000, 2, 3.0, [3] * 8 + [2] * 4),
+        (36_900_000, 2, 0.6, [16] * 2),  # VGG-11's: twelve seconds
+        (20_000_000, 2, 0.6, [8] * 4),
+        (36_900_000, 2, 3.0, [4] * 8),
         (36_900_000, None, 0.6, [2] * 16),  # nothing waits, so all begin at once
         (500_000_000, 2, 0.6, [16] * 2),  # no share is larger than keeps both busy
-        (500_000_000, 1, 0.6, [16] * 2),  # ten seconds at most
+        (500_000_000, 1, 0.6, [16] * 2),  # twelve seconds at most
     ],
 )
 def test_large_results_are_fewer_where_batches_wait_for_workers(
