@@ -20,6 +20,7 @@ from contract.batches import Manifest
 from contract.codec import codec
 from contract.errors import CorruptObject, ObjectMissing
 from contract.extensions import MAX_SHARDS
+from contract.header import MAX_HEADER_BYTES
 from contract.history import History
 from contract.local_steps import LocalSteps
 from contract.objective import Evaluation
@@ -95,7 +96,8 @@ class Actions:
             ports.store, spec.places, self.me, fence=self.fence.check, sign=ports.key.sign, vouch=self.trust.vouch
         )
         self.shelf = WeightsShelf(ports.store, spec.places, self.layout, self.me)
-        self.spool = Spool(spool_folder, memory_bytes=4 * self.layout.elements)
+        whole = MAX_HEADER_BYTES + 4 * self.layout.elements + self.layout.buffers_bytes  # with any codec
+        self.spool = Spool(spool_folder, memory_bytes=whole)
         self.update = self.fresh_update(*self._first_weights())
         self.manifest = Manifest.from_json(ports.store.get(spec.places.manifest(member.rank)))
         self.pieces = Pieces(ports.store, spec.places, packing(spec.config.exchange.packing))
