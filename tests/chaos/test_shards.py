@@ -44,9 +44,10 @@ def average(fleet: Fleet, shard: int) -> bytes:
 
 
 def assert_same_bytes(fleet: Fleet, sharded: Fleet, rank: int, at: str) -> None:
-    """Of ROUND, and by whom the killed owner's shard was averaged: by the next one, where it had not come to it."""
+    """Of ROUND, and by whom the killed owner's shard was averaged: by the next one, where it had not come to it; on a
+    busy machine the one after may lose patience meanwhile, which must change no bit."""
     made = [event["rank"] for event in fleet.events("shard_averaged", round=ROUND) if event["shard"] == rank]
-    assert made == ([(rank + 1) % 4] if at == "before_shard" else [])
+    assert (rank + 1) % 4 in made if at == "before_shard" else made == []
     assert not fleet.events("shard_conflict")
     for shard in range(4):
         assert len(average(fleet, shard)) > 100

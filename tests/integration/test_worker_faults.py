@@ -283,7 +283,7 @@ def test_a_batch_that_is_not_there(stage: Stage, deploy: Callable[..., Deployed]
     assert re.search(r"^no gradient for batch 1 .* does not exist \(ObjectMissing\); its log: /", found.failures[0])
 
 
-@pytest.mark.slow  # the next best is the batch that is not there
+@pytest.mark.slow  # the test before it has the fault
 def test_a_batch_that_is_put_back(stage: Stage, deploy: Callable[..., Deployed]) -> None:
     deployed = deploy()
     place = Place(deployed.bucket, deployed.run.batches[BROKEN].key)
