@@ -25,10 +25,10 @@ class ComputeConfig(Section):
     concurrency: Annotated[int, Field(ge=0)] = 0
     """Gradient workers at once per peer's map; 0 leaves it to the service."""
     batches_per_worker: Positive | Literal["auto"] = 1
-    """Batches per invocation, averaged where they are computed; `auto` makes invocations of about a second (of
-    more, where gradients are above 10 MB) from what earlier rounds took, so that runs with the same seed need not end
-    with the same bits. One that takes steps of its own (`local_sgd`, `diloco`) takes all batches of its peer's round,
-    whatever stands here."""
+    """Batches per invocation, averaged where they are computed; `auto` makes invocations of about a second (of more,
+    where batches wait for workers and gradients are above 3 MB) from what earlier rounds took, so that runs with the
+    same seed need not end with the same bits. One that takes steps of its own (`local_sgd`, `diloco`) takes all batches
+    of its peer's round, whatever stands here."""
     memory_mb: Annotated[int, Field(ge=128, le=10_240)] = 1_769
     """Memory of a Lambda worker in MB; 1,769 MB is one vCPU."""
     timeout_seconds: Annotated[int, Field(ge=1, le=900)] = 120

@@ -170,7 +170,7 @@ def _column_sums(values: NDArray[np.float32]) -> bytes:
     whole = len(bits) - len(bits) % _COLUMNS
     sums = bits[:whole].reshape(-1, _COLUMNS).sum(axis=0, dtype=np.uint32)
     sums[: len(bits) - whole] += bits[whole:]
-    return sums.tobytes()
+    return bytes(sums)
 
 
 def batch_gradient(
