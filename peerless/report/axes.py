@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 #: Height of a chart's letters, in the units of its viewBox.
 LETTER = 12.0
-#: Mean width of a letter by its height, of the sans-serif letters that systems have.
-_WIDTH = 0.56
+#: Mean width of a letter by its height, of the sans-serif letters that systems have, and of wide ones.
+_WIDTH, _WIDE = 0.57, 0.9
+_WIDE_LETTERS = frozenset("%@MWmw…–")
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 #: Suffixes of large numbers on an axis.
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -102,9 +103,14 @@ def number(value: float, *, percent: bool = False) -> str:
 
 
 def width(text: str, height: float = LETTER) -> float:
-    """About how wide a text is; letters of East Asian scripts take the double."""
-    letters = sum(2.0 if unicodedata.east_asian_width(letter) in "WF" else 1.0 for letter in text)
-    return letters * height * _WIDTH
+    """About how wide a text is; letters of East Asian scripts are as wide as high."""
+    return (
+        sum(
+            1.0 if unicodedata.east_asian_width(letter) in "WF" else _WIDE if letter in _WIDE_LETTERS else _WIDTH
+            for letter in text
+        )
+        * height
+    )
 
 
 def shortened(text: str, room: float) -> str:

@@ -64,6 +64,8 @@ class Bars:
     values: Sequence[float | None]
     """None where there is no figure: nothing is drawn, and a dash stands for it."""
     colour: int | None = None
+    tone: str = ""
+    """In place of a colour: `wait`, for what is none of the series' own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ def bars(
     each = totals if stacked else [value for row in table for value in row if value is not None]
     if all(value is None for row in table for value in row):
         raise ValueError("a chart needs at least one finite number")
-    keyed = [(one.name, _tone(one.colour, place)) for place, one in enumerate(series)]
+    tones = [f"var(--{one.tone})" if one.tone else _tone(one.colour, place) for place, one in enumerate(series)]
+    keyed = [(one.name, tone) for one, tone in zip(series, tones, strict=True)]
     parts, top = _legend(keyed if len(series) > 1 else [], wide)
     beside = max(width(number(value, percent=axis.percent)) for value in [*each, 0.0]) + 8
     along = scale([*each, 0.0], Axis(**{**vars(axis), "zero": True}), ticks=4, tight=True)
@@ -130,11 +133,11 @@ def bars(
             y += _ROW
             shown.append(_text(left, y - 5, shortened(group, wide - 4)))
         begin = 0.0
-        for place, (one, value) in enumerate(zip(series, row, strict=True)):
+        for one, tone, value in zip(series, tones, row, strict=True):
             if value is not None and math.isfinite(value):
                 at, long = left + along.place(begin) * room, abs(along.place(value) - along.place(0)) * room
                 told = f"{group + ': ' if group else ''}{one.name} {number(value, percent=axis.percent)}"
-                shown.append(_box(at, y, long, _BAR - 2, _tone(one.colour, place), told))
+                shown.append(_box(at, y, long, _BAR - 2, tone, told))
             if stacked:
                 begin += value or 0.0
                 continue
@@ -210,14 +213,14 @@ def _plane(
     """Lines and scatter share their axes."""
     wide, high = size
     finite = [point for one in series for point in one.points if all(map(math.isfinite, point))]
-    across = scale((point[0] for point in finite), x, ticks=max(2, int(wide / 90)), tight=not scattered)
+    across = scale((point[0] for point in finite), x, ticks=max(2, int(wide / 65)), tight=not scattered)
     heights = [point[1] for point in finite] + [end for one in series for pair in one.ranges for end in pair]
     up = scale(heights, y, ticks=max(2, int(high / 45)))
     tones = [_tone(one.colour, place) for place, one in enumerate(series)]
     parts, top = _legend(list(zip([one.name for one in series], tones, strict=True)) if len(series) > 1 else [], wide)
-    top += _ROW
+    top += _ROW + 6
     left, right, bottom = up.widest + 8, wide - 10, max(top + 60, high - 36)
-    parts.append(_text(0, top - 8, shortened(y.label, wide), "soft"))
+    parts.append(_text(0, top - 13, shortened(y.label, wide), "soft"))
 
     def at(value: float) -> float:
         return left + across.place(value) * (right - left)
