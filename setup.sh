@@ -84,6 +84,7 @@ echo "installing the other packages …"
 # Without bytecode: it takes long for packages of which little is imported, and what is imported gets its own then.
 pip install --quiet --no-compile -e "./${codec}[test]" -e '.[aws,local,test]'
 $bin/python -m infra.toolkit || true # it has said why not, and deploying tries again
+$bin/python -m infra.browser || true # it has said why not, and the tests that need it try again
 
 part=built
 QSGD_COMPRESS_BACKEND=native $bin/python -c 'import qsgd_compress' 2>/dev/null || part=$(lacks)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from contract.errors import DeployFailed
 from infra.settings import Settings
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CDK_VERSION = "2.1148.1"
 #: npm compares it with what it downloads, so that a registry cannot hand out something else under this version.
 _CDK_INTEGRITY = "sha512-K3d02L17IwmAuiBWNuX1DzYhKUs9GrKYI7bZnGJfJ1bKz9ymXFxfudBOL3rUb8JAusDNSULiQU2fsJH7kyY2XA=="
+_CDK_LOCK = {"version": CDK_VERSION, "integrity": _CDK_INTEGRITY, "bin": {"cdk": "bin/cdk"}}
 _OLDEST_NODE = 22
 _NPM_SECONDS = 300.0
 #: Time for the command to end after Ctrl-C, before it is ended by force.
@@ -79,7 +81,7 @@ def install(say: Say = lambda _: None) -> Path:
         with tempfile.TemporaryDirectory(prefix=".aws-cdk-", dir=folder.parent) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            _npm_install(runtime, made, Path(temporary) / "cache")
+            npm_install(runtime, made, Path(temporary) / "cache", "aws-cdk", _CDK_LOCK)
             if (found := installed_version(made)) != CDK_VERSION:
                 raise DeployFailed(f"npm installed aws-cdk {found} in place of {CDK_VERSION}")
             if installed_version(folder) != CDK_VERSION:
@@ -162,16 +164,19 @@ def failure(lines: Sequence[str], status: int) -> str:
     return f"the CDK command failed: {told}"
 
 
-def _npm_install(runtime: Path, folder: Path, cache: Path) -> None:
-    """`npm ci` of the one package, which checks its digest."""
-    package = {"name": "peerless-cdk", "private": True, "dependencies": {"aws-cdk": CDK_VERSION}}
-    locked = {"version": CDK_VERSION, "integrity": _CDK_INTEGRITY, "bin": {"cdk": "bin/cdk"}}
+def npm_install(runtime: Path, folder: Path, cache: Path, name: str, locked: Mapping[str, Any]) -> None:
+    """`npm ci` of one package and nothing that it depends on, into the empty `folder`; it checks the digest.
+
+    `locked` is the package's entry in a lock file, with `version` and `integrity`. Raises DeployFailed.
+    """
+    package = {"name": "peerless-toolkit", "private": True, "dependencies": {name: locked["version"]}}
     lock = {
-        "name": "peerless-cdk",
+        "name": "peerless-toolkit",
         "lockfileVersion": 3,
         "requires": True,
-        "packages": {"": package, "node_modules/aws-cdk": locked},
+        "packages": {"": package, f"node_modules/{name}": dict(locked)},
     }
+    which = f"{name} {locked['version']}"
     (folder / "package.json").write_text(json.dumps(package), encoding="utf-8")
     (folder / "package-lock.json").write_text(json.dumps(lock), encoding="utf-8")
     npm = runtime.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
@@ -189,11 +194,11 @@ def _npm_install(runtime: Path, folder: Path, cache: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise DeployFailed(f"npm did not bring aws-cdk {CDK_VERSION} within {_NPM_SECONDS:.0f} seconds") from error
+        raise DeployFailed(f"npm did not bring {which} within {_NPM_SECONDS:.0f} seconds") from error
     if done.returncode:
         said = [line.removeprefix("npm error ") for line in done.stderr.splitlines() if line.startswith("npm error ")]
         told = next((line for line in said if not re.match(r"(code|errno|type|syscall) ", line)), "it gave no reason")
-        raise DeployFailed(f"npm could not install aws-cdk {CDK_VERSION}: {told}")
+        raise DeployFailed(f"npm could not install {which}: {told}")
 
 
 def _environment(environ: Mapping[str, str], runtime: Path) -> dict[str, str]:

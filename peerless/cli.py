@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws, join, statemachine
+from peerless.commands import aws, join, report, statemachine
 from peerless.commands.options import (
     Config,
     Json,
@@ -154,6 +154,7 @@ def local_status(as_json: Json = False) -> None:
 
 join.register(app)
 aws.register(app)
+report.register(app)
 statemachine.register(app)
 
 

@@ -1,0 +1,316 @@
+"""The parts of a report between its summary and the configuration: stages, time, bytes, cost, faults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from peerless.report import charts
+from peerless.report.axes import Axis, number
+from peerless.report.blocks import (
+    NONE,
+    Block,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Words,
+    megabytes,
+    percent,
+    rows,
+    seconds,
+    usd,
+)
+from peerless.report.charts import Bars, Lane, Line, Stretch
+from peerless.report.faults import faults
+from peerless.report.reading import KeptRun
+from peerless.report.story import STAGES, Story
+from peerless.report.waits import waits
+
+#: Colours of the stages; waiting for others is none.
+TONES = {"compute": "c0", "send": "c1", "receive": "wait", "update": "c2", "convergence": "c3"}
+#: The same for lines, in the stages' order.
+_LINES = (0, 1, 7, 2, 3)
+#: A timeline shows as many rounds as one can tell apart.
+_ROUNDS_SHOWN, _ROUNDS_ON_PHONE = 12, 4
+_FAULTS_SHOWN = 100
+_SECONDS = Axis(label="seconds")
+_WIDE, _NARROW = 900, 380
+
+
+def stages(runs: Sequence[KeptRun]) -> Section:
+    """As in the paper's Table I: means over the peers, of peaks the largest."""
+    blocks: list[Block] = []
+    told = [run for run in runs if run.summary.get("stages")]
+    for run in told:
+        found = run.summary["stages"]
+        lines = []
+        for stage in [name for name in STAGES if name in found]:
+            row = found[stage]
+            cells = [stage, f"{row['seconds']:.2f}", f"{row['cpu_percent']:.0f}"]
+            cells += [f"{row[name] / 1e6:.1f}" for name in ("peak_bytes", "peak_rss_bytes", "bytes_in", "bytes_out")]
+            lines.append(Row(cells=tuple(cells), key=f"stages.{stage}"))
+        head = ("stage", "seconds", "CPU %", "peak Python MB", "peak RSS MB", "MB in", "MB out")
+        caption = "Mean over the peers, whole run" + (f": {run.name}" if len(runs) > 1 else "")
+        blocks.append(Table(caption=caption, head=head, rows=tuple(lines)))
+    if len(told) > 1:
+        names = [stage for stage in STAGES if any(stage in run.summary["stages"] for run in told)]
+        series = [
+            Bars(
+                name=stage,
+                values=[run.summary["stages"].get(stage, {}).get("seconds") for run in told],
+                tone=TONES[stage],
+            )
+            for stage in names
+        ]
+        caption = "Seconds of a peer by stage"
+        picture = charts.bars(caption, _spoken(told), [run.name for run in told], series, axis=_SECONDS, stacked=True)
+        blocks.insert(0, Picture(caption=caption, svg=picture))
+    elif told:
+        blocks += _by_peer(told[0].story)
+    for run in runs:
+        if run not in told:
+            blocks.append(Words(text=f"{run.name}: no seconds per stage, as no peer left a report."))
+    return Section(name="stages", title="Seconds per stage", blocks=tuple(blocks))
+
+
+def times(runs: Sequence[KeptRun]) -> Section:
+    """Rounds and barriers by peer, and who waited for whom."""
+    blocks: list[Block] = []
+    for run in runs:
+        story, name = run.story, f": {run.name}" if len(runs) > 1 else ""
+        if not story.spans:
+            blocks.append(Words(text=f"{run.name}: no timeline, as no stage was completed."))
+            continue
+        numbers = sorted({round for _, round in story.spans})
+        shown, few = numbers[-_ROUNDS_SHOWN:], numbers[-_ROUNDS_ON_PHONE:]
+        blocks.append(
+            Picture(
+                caption=f"Who did what when, {_which(story, shown)}{name}",
+                svg=_timeline(story, shown, _WIDE),
+                narrow=_timeline(story, few, _NARROW),
+                narrow_caption=f"Who did what when, {_which(story, few)}{name}",
+            )
+        )
+        if story.mode == "async":
+            blocks.append(Words(text="In asynchronous mode nobody waits for anybody: peers take what has come."))
+            continue
+        lines = [
+            (
+                f"peer {each.rank}",
+                f"{each.seconds:.2f}",
+                percent(each.share),
+                NONE if each.for_whom is None else f"peer {each.for_whom}",
+                f"{each.awaited} of {each.counted}",
+            )
+            for each in waits(story)
+        ]
+        head = ("peer", "seconds waited", "of its time", "longest for", "was the last")
+        blocks.append(Table(caption=f"Who waited for whom{name}", head=head, rows=rows(*lines)))
+    return Section(name="time", title="Rounds and barriers", blocks=tuple(blocks))
+
+
+def traffic(runs: Sequence[KeptRun]) -> Section:
+    """Compression, and bytes by peer."""
+    blocks: list[Block] = []
+    ratios = [run.summary.get("compression_ratio") for run in runs]
+    if len(runs) > 1 and any(ratio is not None for ratio in ratios):
+        caption = "Compression: how many times smaller gradients travel"
+        named = [f"{run.name} ({run.summary.get('codec', 'no codec known')})" for run in runs]
+        svg = charts.bars(caption, "", named, [Bars(name="ratio", values=ratios)], axis=Axis(label="times smaller"))
+        blocks.append(Picture(caption=caption, svg=svg))
+    for run in runs:
+        sent, received = run.summary.get("bytes_sent") or {}, run.summary.get("bytes_received") or {}
+        if not sent and not received:
+            blocks.append(Words(text=f"{run.name}: no bytes were counted, as no peer left a report."))
+            continue
+        ranks = sorted({*sent, *received}, key=int)
+        lines = [(f"peer {rank}", megabytes(sent.get(rank)), megabytes(received.get(rank))) for rank in ranks]
+        ratio = run.summary.get("compression_ratio")
+        how = f", {run.summary.get('codec')} at {ratio:.2f}x" if ratio else ""
+        title = f"By peer{how}" + (f": {run.name}" if len(runs) > 1 else "")
+        blocks.append(Table(caption=title, head=("peer", "sent", "received"), rows=rows(*lines)))
+        if len(runs) == 1:
+            series = [
+                Bars(name="sent", values=[sent.get(rank, 0) / 1e6 for rank in ranks]),
+                Bars(name="received", values=[received.get(rank, 0) / 1e6 for rank in ranks]),
+            ]
+            named = [f"peer {rank}" for rank in ranks]
+            svg = charts.bars("Megabytes by peer", "", named, series, axis=Axis(label="MB"))
+            blocks.append(Picture(caption="Megabytes by peer", svg=svg))
+    return Section(name="traffic", title="Compression and bytes", blocks=tuple(blocks))
+
+
+def cost(runs: Sequence[KeptRun]) -> Section:
+    """What was paid for what, or would have been on AWS."""
+    blocks: list[Block] = []
+    priced = [run for run in runs if isinstance(run.summary.get("cost"), dict) and run.summary["cost"].get("parts")]
+    if priced:
+        parts = list(dict.fromkeys(part for run in priced for part in run.summary["cost"]["parts"]))
+        caption = "US dollars by part"
+        series = [
+            Bars(name=part, values=[run.summary["cost"]["parts"].get(part, 0.0) for run in priced]) for part in parts
+        ]
+        names = [run.name for run in priced]
+        svg = charts.bars(caption, "", names, series, axis=Axis(label="USD"), stacked=True)
+        blocks.append(Picture(caption=caption, svg=svg))
+    for run in priced:
+        found = run.summary["cost"]
+        lines = [Row(cells=(part, number(spent)), key=f"cost.{part}") for part, spent in found["parts"].items()]
+        lines.append(Row(cells=("in all", number(found["total"])), key="cost.total"))
+        as_if = ", as if on AWS" if found.get("as_if_on_aws") else ""
+        caption = f"US dollars{as_if}" + (f": {run.name}" if len(runs) > 1 else "")
+        blocks.append(Table(caption=caption, head=("part", "USD"), rows=tuple(lines)))
+        if found.get("use"):
+            used = rows(*((name, number(count)) for name, count in found["use"].items()))
+            blocks.append(Table(caption="What was used", head=("", "count"), rows=used))
+        blocks += _book(run)
+    for run in runs:
+        if run in priced:
+            continue
+        at_most = run.summary.get("estimated_usd")
+        known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
+        blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
+    for run in runs:
+        if len(bills := run.story.bills()) > 1:
+            lines_of_peers = rows(*((f"peer {rank}", usd(bill)) for rank, bill in bills.items()))
+            name = f": {run.name}" if len(runs) > 1 else ""
+            caption = f"At most, by the peers' own count{name}"
+            blocks.append(Table(caption=caption, head=("peer", "bill"), rows=lines_of_peers))
+    return Section(name="cost", title="Cost", blocks=tuple(blocks))
+
+
+def troubles(runs: Sequence[KeptRun]) -> Section:
+    """Faults, and what was done about them."""
+    blocks: list[Block] = []
+    for run in runs:
+        name, story, before = f": {run.name}" if len(runs) > 1 else "", run.story, len(blocks)
+        found = faults(story)
+        lines = [
+            (seconds(story.seconds(each.t)), _when(each.first, each.last, each.times), each.what, each.done)
+            for each in found[:_FAULTS_SHOWN]
+        ]
+        if lines:
+            head = ("after", "round", "what", "what was done")
+            blocks.append(
+                Table(caption=f"What befell it, and what was done{name}", head=head, rows=rows(*lines), texts=True)
+            )
+        if len(found) > _FAULTS_SHOWN:
+            blocks.append(Words(text=f"{len(found) - _FAULTS_SHOWN} more are in events.jsonl."))
+        rejected = run.summary.get("rejected_by_sender") or story.rejected
+        if rejected:
+            counted = [
+                ("an unknown sender" if sender == "unknown" else f"peer {sender}", reason, str(count))
+                for sender, reasons in sorted(rejected.items())
+                for reason, count in reasons.items()
+            ]
+            caption = f"Messages that were refused, by sender{name}"
+            blocks.append(Table(caption=caption, head=("sender", "reason", "messages"), rows=rows(*counted)))
+        if len(blocks) == before:
+            whose = f"{run.name}: n" if len(runs) > 1 else "N"
+            blocks.append(Words(text=f"{whose}othing went wrong: no peer was lost, and no message was refused."))
+    return Section(name="faults", title="Faults", blocks=tuple(blocks))
+
+
+def _by_peer(story: Story) -> list[Block]:
+    """Of one run: the stages of each peer."""
+    ranks = [rank for rank in story.ranks if any(who == rank for who, _ in story.spans)]
+    if not ranks:
+        return []
+    totals = []
+    for rank in ranks:
+        total: dict[str, float] = {}
+        for who, round in story.spans:
+            if who == rank:
+                for stage, lasted in story.stage_seconds(rank, round).items():
+                    total[stage] = total.get(stage, 0.0) + lasted
+        totals.append(total)
+    series = [
+        Bars(name=stage, values=[total.get(stage, 0.0) for total in totals], tone=TONES[stage]) for stage in STAGES
+    ]
+    caption = "Seconds by peer and stage"
+    named = [f"peer {rank}" for rank in ranks]
+    found: list[Block] = [
+        Picture(caption=caption, svg=charts.bars(caption, "", named, series, axis=_SECONDS, stacked=True))
+    ]
+    if len(numbers := [row.number for row in story.series() if any(row.contributors.values())]) > 1:
+        caption, lines = "Seconds by round and stage, mean over the peers", []
+        for place, stage in enumerate(STAGES):
+            points = [(float(round + 1), _mean_seconds(story, round, stage)) for round in numbers]
+            lines.append(Line(name=stage, points=points, colour=_LINES[place]))
+        svg = charts.lines(caption, "", lines, x=Axis(label="round", whole=True), y=Axis(label="seconds", zero=True))
+        found.append(Picture(caption=caption, svg=svg))
+    return found
+
+
+def _mean_seconds(story: Story, round: int, stage: str) -> float:
+    """Over the peers that had a part in the round."""
+    each = [story.stage_seconds(rank, number).get(stage, 0.0) for rank, number in story.spans if number == round]
+    return sum(each) / len(each) if each else math.nan
+
+
+def _which(story: Story, numbers: Sequence[int]) -> str:
+    """Rounds counted from one; the closing round, in which nobody contributes, is the end."""
+    proper = [round for round in numbers if round not in story.rounds or any(story.rounds[round].contributors.values())]
+    end = "the end" if len(proper) < len(numbers) else ""
+    if not proper:
+        return end
+    first, last = proper[0] + 1, proper[-1] + 1
+    return f"round{f' {first}' if first == last else f's {first} to {last}'}{' and the end' if end else ''}"
+
+
+def _timeline(story: Story, numbers: Sequence[int], wide: int) -> str:
+    """Of the given rounds; marks where the first peer applied the commit."""
+    which = _which(story, numbers)
+    wanted = set(numbers)
+    lanes, begin = [], min(s.began for (_, r), spans in story.spans.items() if r in wanted for s in spans)
+    for rank in story.ranks:
+        stretches = [
+            Stretch(
+                began=story.seconds(span.began),
+                ended=story.seconds(span.ended),
+                kind=span.stage,
+                title=f"peer {rank}, round {round + 1}: {span.stage} {span.seconds:.3f} s",
+            )
+            for (who, round), spans in story.spans.items()
+            if who == rank and round in wanted
+            for span in sorted(spans, key=lambda each: -each.seconds)  # what ran beside another lies on top of it
+            if span.stage in TONES
+        ]
+        if stretches:
+            lanes.append(Lane(name=f"peer {rank}", stretches=stretches))
+    marks = [
+        (story.seconds(story.rounds[round].t), str(round + 1) if any(story.rounds[round].contributors.values()) else "")
+        for round in numbers
+        if round in story.rounds and story.rounds[round].t >= begin
+    ]
+    desc = f"{len(lanes)} peers over {which}; the dashed lines are the rounds' commits"
+    title = f"Stages by peer, {which}"
+    axis = Axis(label="seconds since the start; dashed: commits")
+    return charts.timeline(title, desc, lanes, kinds=TONES, x=axis, marks=marks, wide=wide)
+
+
+def _book(run: KeptRun) -> list[Block]:
+    """Of what place and age the prices are."""
+    prices = run.summary["cost"].get("prices")
+    if not isinstance(prices, dict):
+        return []
+    own = prices.get("overridden") or []
+    said = f"Prices of {prices.get('region')}, looked up between {prices.get('oldest')} and {prices.get('newest')}."
+    return [Words(text=said + (f" The user's own: {', '.join(map(str, own))}." if own else ""))]
+
+
+def _spoken(runs: Sequence[KeptRun]) -> str:
+    """For those who don't see the picture."""
+    return "; ".join(
+        f"{run.name}: " + ", ".join(f"{stage} {row['seconds']:.1f}" for stage, row in run.summary["stages"].items())
+        for run in runs
+    )
+
+
+def _when(first: int | None, last: int | None, times: int) -> str:
+    if first is None:
+        return NONE if times == 1 else f"{times} times"
+    if times == 1 or first == last:
+        return str(first + 1) + (f", {times} times" if times > 1 else "")
+    return f"{first + 1} to {(last or first) + 1}, {times} times"
