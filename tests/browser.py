@@ -108,19 +108,18 @@ class Chromium:
 
 
 class Page:
-    """A page of a file, laid out for a screen."""
+    """A page of a file, laid out for a screen `wide` CSS pixels wide, or as the `media` print."""
 
-    def __init__(self, chromium: Chromium, file: Path, *, wide: int, high: int = 900, dark: bool = False) -> None:
+    def __init__(self, chromium: Chromium, file: Path, *, wide: int, dark: bool = False, media: str = "") -> None:
         self._chromium = chromium
         target = chromium.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
-        self._call(
-            "Emulation.setDeviceMetricsOverride", width=wide, height=high, deviceScaleFactor=1, mobile=wide < 600
-        )
+        screen = {"width": wide, "height": 900, "deviceScaleFactor": 1, "mobile": wide < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._call("Page.setLifecycleEventsEnabled", enabled=True)
         chromium.told.clear()
         loader = self._call("Page.navigate", url=file.resolve().as_uri())["loaderId"]

@@ -277,7 +277,7 @@ def _x_axis(
 def _legend(keyed: Sequence[tuple[str, str]], wide: float) -> tuple[list[str], float]:
     """Names with their colours, in as many rows as they need, and the height of that."""
     parts: list[str] = []
-    x, y = 0.0, 0.0
+    x, y = 0.0, 2.0
     for place, (name, tone) in enumerate(keyed):
         text = shortened(name, wide - 24)
         if x and x + 20 + width(text) > wide:

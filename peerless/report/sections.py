@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from peerless.report import charts
-from peerless.report.axes import Axis, number
+from peerless.report.axes import Axis
 from peerless.report.blocks import (
     NONE,
     Block,
@@ -17,6 +17,7 @@ from peerless.report.blocks import (
     Words,
     megabytes,
     percent,
+    plain,
     rows,
     seconds,
     usd,
@@ -154,29 +155,32 @@ def cost(runs: Sequence[KeptRun]) -> Section:
         names = [run.name for run in priced]
         svg = charts.bars(caption, "", names, series, axis=Axis(label="USD"), stacked=True)
         blocks.append(Picture(caption=caption, svg=svg))
-    for run in priced:
-        found = run.summary["cost"]
-        lines = [Row(cells=(part, number(spent)), key=f"cost.{part}") for part, spent in found["parts"].items()]
-        lines.append(Row(cells=("in all", number(found["total"])), key="cost.total"))
-        as_if = ", as if on AWS" if found.get("as_if_on_aws") else ""
-        caption = f"US dollars{as_if}" + (f": {run.name}" if len(runs) > 1 else "")
-        blocks.append(Table(caption=caption, head=("part", "USD"), rows=tuple(lines)))
-        if found.get("use"):
-            used = rows(*((name, number(count)) for name, count in found["use"].items()))
-            blocks.append(Table(caption="What was used", head=("", "count"), rows=used))
-        blocks += _book(run)
+        head = ("part", *names)
+        lines = [
+            Row(
+                cells=(part, *(plain(run.summary["cost"]["parts"].get(part)) for run in priced)),
+                key=f"cost.{part}",
+            )
+            for part in parts
+        ]
+        lines.append(Row(cells=("in all", *(plain(run.summary["cost"]["total"]) for run in priced)), key="cost.total"))
+        as_if = ", as if on AWS" if all(run.summary["cost"].get("as_if_on_aws") for run in priced) else ""
+        blocks.append(Table(caption=f"US dollars{as_if}", head=head, rows=tuple(lines)))
+        used = list(dict.fromkeys(name for run in priced for name in run.summary["cost"].get("use") or {}))
+        counts = [(name, *(plain((run.summary["cost"].get("use") or {}).get(name)) for run in priced)) for name in used]
+        if counts:
+            blocks.append(Table(caption="What was used", head=("", *names), rows=rows(*counts)))
+    blocks += dict.fromkeys(book for run in priced for book in _book(run))
     for run in runs:
         if run in priced:
             continue
         at_most = run.summary.get("estimated_usd")
         known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
         blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
-    for run in runs:
-        if len(bills := run.story.bills()) > 1:
-            lines_of_peers = rows(*((f"peer {rank}", usd(bill)) for rank, bill in bills.items()))
-            name = f": {run.name}" if len(runs) > 1 else ""
-            caption = f"At most, by the peers' own count{name}"
-            blocks.append(Table(caption=caption, head=("peer", "bill"), rows=lines_of_peers))
+    billed = {run.name: run.story.bills() for run in runs if run.story.bills()}
+    if ranks := sorted({rank for bills in billed.values() for rank in bills}):
+        each = [(f"peer {rank}", *(usd(bills.get(rank)) for bills in billed.values())) for rank in ranks]
+        blocks.append(Table(caption="At most, by the peers' own count", head=("peer", *billed), rows=rows(*each)))
     return Section(name="cost", title="Cost", blocks=tuple(blocks))
 
 
