@@ -144,10 +144,10 @@ class Page:
         names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(message) for message in self._chromium.told if message.get("method") in names]
 
-    def picture(self, *, high: int | None = None) -> bytes:
-        """The whole page as PNG, or its upper part."""
+    def picture(self) -> bytes:
+        """The whole page as PNG."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": high or size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
@@ -159,6 +159,19 @@ class Page:
         return self._chromium.call(method, self._session, **parameters)
 
 
+def _main() -> None:
+    """`python -m tests.browser REPORT.html PICTURE.png [SECTION …]`: a picture of a report, or of some sections."""
+    file, target, *wanted = sys.argv[1:]
+    with Chromium() as browser:
+        page = Page(browser, Path(file), wide=1000)
+        if wanted:
+            page.evaluate(
+                "document.querySelectorAll('nav, main > section').forEach(each => "
+                f"{json.dumps(wanted)}.includes(each.id) || each.remove())"
+            )
+        Path(target).write_bytes(page.picture())
+
+
 def _pipe() -> tuple[int, int]:
     """The ends for reading and writing, both beyond the descriptors that Chromium wants."""
     ends = os.pipe()
@@ -166,3 +179,7 @@ def _pipe() -> tuple[int, int]:
     for end in ends:
         os.close(end)
     return high[0], high[1]
+
+
+if __name__ == "__main__":
+    _main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 
 from peerless.report import charts
@@ -163,7 +163,9 @@ def cost(runs: Sequence[KeptRun]) -> Section:
             )
             for part in parts
         ]
-        lines.append(Row(cells=("in all", *(plain(run.summary["cost"]["total"]) for run in priced)), key="cost.total"))
+        lines.append(
+            Row(cells=("in all", *(plain(run.summary["cost"].get("total")) for run in priced)), key="cost.total")
+        )
         as_if = ", as if on AWS" if all(run.summary["cost"].get("as_if_on_aws") for run in priced) else ""
         blocks.append(Table(caption=f"US dollars{as_if}", head=head, rows=tuple(lines)))
         used = list(dict.fromkeys(name for run in priced for name in run.summary["cost"].get("use") or {}))
@@ -238,19 +240,24 @@ def _by_peer(story: Story) -> list[Block]:
         Picture(caption=caption, svg=charts.bars(caption, "", named, series, axis=_SECONDS, stacked=True))
     ]
     if len(numbers := [row.number for row in story.series() if any(row.contributors.values())]) > 1:
-        caption, lines = "Seconds by round and stage, mean over the peers", []
+        caption, lines, means = "Seconds by round and stage, mean over the peers", [], _means(story)
         for place, stage in enumerate(STAGES):
-            points = [(float(round + 1), _mean_seconds(story, round, stage)) for round in numbers]
+            points = [(float(round + 1), means.get(round, {}).get(stage, 0.0)) for round in numbers]
             lines.append(Line(name=stage, points=points, colour=_LINES[place]))
         svg = charts.lines(caption, "", lines, x=Axis(label="round", whole=True), y=Axis(label="seconds", zero=True))
         found.append(Picture(caption=caption, svg=svg))
     return found
 
 
-def _mean_seconds(story: Story, round: int, stage: str) -> float:
-    """Over the peers that had a part in the round."""
-    each = [story.stage_seconds(rank, number).get(stage, 0.0) for rank, number in story.spans if number == round]
-    return sum(each) / len(each) if each else math.nan
+def _means(story: Story) -> dict[int, dict[str, float]]:
+    """Seconds by round and stage, the mean over the peers that had a part in the round."""
+    peers = Counter(round for _, round in story.spans)
+    means: dict[int, dict[str, float]] = {}
+    for rank, round in story.spans:
+        row = means.setdefault(round, {})
+        for stage, lasted in story.stage_seconds(rank, round).items():
+            row[stage] = row.get(stage, 0.0) + lasted / peers[round]
+    return means
 
 
 def _which(story: Story, numbers: Sequence[int]) -> str:

@@ -75,6 +75,33 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(
     assert said in page([read_run(folder)])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("test_accuracy", "high"),
+        ("rounds", True),
+        ("bytes_sent", [1, 2]),
+        ("bytes_sent", {"x": 1}),
+        ("restarts", {"0": "often"}),
+        ("stages", {"compute": {"seconds": 1.0}}),
+        ("stages", 3),
+        ("cost", "much"),
+        ("cost", {"total": 1.0, "parts": {"lambda": "free"}}),
+        ("cost", {"total": 1.0, "parts": [1.0]}),
+        ("rejected_by_sender", {"1": 4}),
+        ("lost_ranks", 1),
+        ("weights_sha256", ["ab"]),
+    ],
+)
+def test_a_figure_of_another_form_is_left_out_and_told(tmp_path: Path, key: str, value: Any) -> None:
+    folder = made_run(tmp_path / "run", rounds=2)
+    summary = json.loads((folder / "summary.json").read_text()) | {key: value}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = read_run(folder)
+    assert [problem.partition(": ")[2] for problem in run.problems] == [f"{key} has another form than it should"]
+    assert "87.65%" in page([run]) or key == "test_accuracy"
+
+
 def test_a_folder_that_tells_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("peers = 3\n")
     with pytest.raises(UserError, match="nothing to report"):
