@@ -136,7 +136,7 @@ def bars(
         for one, tone, value in zip(series, tones, row, strict=True):
             if value is not None and math.isfinite(value):
                 at, long = left + along.place(begin) * room, abs(along.place(value) - along.place(0)) * room
-                told = f"{group + ': ' if group else ''}{one.name} {number(value, percent=axis.percent)}"
+                told = ": ".join(filter(None, [group, f"{one.name} {number(value, percent=axis.percent)}".strip()]))
                 shown.append(_box(at, y, long, _BAR - 2, tone, told))
             if stacked:
                 begin += value or 0.0

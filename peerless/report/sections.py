@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from peerless.report import charts
 from peerless.report.axes import Axis
@@ -35,6 +36,8 @@ _LINES = (0, 1, 7, 2, 3)
 #: A timeline shows as many rounds as one can tell apart.
 _ROUNDS_SHOWN, _ROUNDS_ON_PHONE = 12, 4
 _FAULTS_SHOWN = 100
+#: Parts of the cost in a picture; the others are added up.
+_PARTS_SHOWN = 7
 _SECONDS = Axis(label="seconds")
 _WIDE, _NARROW = 900, 380
 
@@ -145,44 +148,40 @@ def traffic(runs: Sequence[KeptRun]) -> Section:
 def cost(runs: Sequence[KeptRun]) -> Section:
     """What was paid for what, or would have been on AWS."""
     blocks: list[Block] = []
-    priced = [run for run in runs if isinstance(run.summary.get("cost"), dict) and run.summary["cost"].get("parts")]
-    if priced:
-        parts = list(dict.fromkeys(part for run in priced for part in run.summary["cost"]["parts"]))
-        caption = "US dollars by part"
-        series = [
-            Bars(name=part, values=[run.summary["cost"]["parts"].get(part, 0.0) for run in priced]) for part in parts
-        ]
-        names = [run.name for run in priced]
-        svg = charts.bars(caption, "", names, series, axis=Axis(label="USD"), stacked=True)
-        blocks.append(Picture(caption=caption, svg=svg))
-        head = ("part", *names)
+    bills = {run.name: run.summary["cost"] for run in runs if (run.summary.get("cost") or {}).get("parts")}
+    if bills:
+        total = Counter[str]()
+        for bill in bills.values():
+            total.update(bill["parts"])
+        parts = [part for part, _ in total.most_common()]
+        blocks.append(_parts(bills, parts))
         lines = [
-            Row(
-                cells=(part, *(plain(run.summary["cost"]["parts"].get(part)) for run in priced)),
-                key=f"cost.{part}",
-            )
+            Row(cells=(part, *(plain(bill["parts"].get(part)) for bill in bills.values())), key=f"cost.{part}")
             for part in parts
         ]
-        lines.append(
-            Row(cells=("in all", *(plain(run.summary["cost"].get("total")) for run in priced)), key="cost.total")
-        )
-        as_if = ", as if on AWS" if all(run.summary["cost"].get("as_if_on_aws") for run in priced) else ""
+        lines.append(Row(cells=("in all", *(plain(bill.get("total")) for bill in bills.values())), key="cost.total"))
+        as_if = ", as if on AWS" if all(bill.get("as_if_on_aws") for bill in bills.values()) else ""
+        head = ("part", *(bills if len(runs) > 1 else ["USD"]))
         blocks.append(Table(caption=f"US dollars{as_if}", head=head, rows=tuple(lines)))
-        used = list(dict.fromkeys(name for run in priced for name in run.summary["cost"].get("use") or {}))
-        counts = [(name, *(plain((run.summary["cost"].get("use") or {}).get(name)) for run in priced)) for name in used]
+        used = list(dict.fromkeys(name for bill in bills.values() for name, n in (bill.get("use") or {}).items() if n))
+        counts = [
+            (name.replace("_", " "), *(plain((bill.get("use") or {}).get(name)) for bill in bills.values()))
+            for name in used
+        ]
         if counts:
-            blocks.append(Table(caption="What was used", head=("", *names), rows=rows(*counts)))
-    blocks += dict.fromkeys(book for run in priced for book in _book(run))
+            head = ("", *(bills if len(runs) > 1 else ["count"]))
+            blocks.append(Table(caption="What was used", head=head, rows=rows(*counts)))
+    told = {run.name: run.story.bills() for run in runs if run.story.bills()}
+    if ranks := sorted({rank for bill in told.values() for rank in bill}):
+        each = [(f"peer {rank}", *(usd(bill.get(rank)) for bill in told.values())) for rank in ranks]
+        head = ("peer", *(told if len(runs) > 1 else ["at most"]))
+        blocks.append(Table(caption="By the peers' own count", head=head, rows=rows(*each)))
+    blocks += dict.fromkeys(Words(text=text) for bill in bills.values() for text in _book(bill))
     for run in runs:
-        if run in priced:
-            continue
-        at_most = run.summary.get("estimated_usd")
-        known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
-        blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
-    billed = {run.name: run.story.bills() for run in runs if run.story.bills()}
-    if ranks := sorted({rank for bills in billed.values() for rank in bills}):
-        each = [(f"peer {rank}", *(usd(bills.get(rank)) for bills in billed.values())) for rank in ranks]
-        blocks.append(Table(caption="At most, by the peers' own count", head=("peer", *billed), rows=rows(*each)))
+        if run.name not in bills:
+            at_most = run.summary.get("estimated_usd")
+            known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
+            blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
     return Section(name="cost", title="Cost", blocks=tuple(blocks))
 
 
@@ -301,14 +300,40 @@ def _timeline(story: Story, numbers: Sequence[int], wide: int) -> str:
     return charts.timeline(title, desc, lanes, kinds=TONES, x=axis, marks=marks, wide=wide)
 
 
-def _book(run: KeptRun) -> list[Block]:
-    """Of what place and age the prices are."""
-    prices = run.summary["cost"].get("prices")
-    if not isinstance(prices, dict):
-        return []
-    own = prices.get("overridden") or []
-    said = f"Prices of {prices.get('region')}, looked up between {prices.get('oldest')} and {prices.get('newest')}."
-    return [Words(text=said + (f" The user's own: {', '.join(map(str, own))}." if own else ""))]
+def _parts(bills: Mapping[str, Mapping[str, Any]], parts: Sequence[str]) -> Picture:
+    """A bar for each part of one bill; of several a bar each, with its largest parts."""
+    caption, axis = "US dollars by part", Axis(label="USD")
+    shown, others = parts[:_PARTS_SHOWN], parts[_PARTS_SHOWN:]
+    if len(bills) == 1:
+        (spent,) = (bill["parts"] for bill in bills.values())
+        groups, values = list(shown), [spent[part] for part in shown]
+        if others:
+            groups.append(f"{len(others)} more")
+            values.append(sum(spent[part] for part in others))
+        return Picture(caption=caption, svg=charts.bars(caption, "", groups, [Bars(name="", values=values)], axis=axis))
+    series = [Bars(name=part, values=[bill["parts"].get(part, 0.0) for bill in bills.values()]) for part in shown]
+    if others:
+        rest = [sum(bill["parts"].get(part, 0.0) for part in others) for bill in bills.values()]
+        series.append(Bars(name=f"{len(others)} more", values=rest, tone="wait"))
+    return Picture(caption=caption, svg=charts.bars(caption, "", list(bills), series, axis=axis, stacked=True))
+
+
+def _book(bill: Mapping[str, Any]) -> list[str]:
+    """Of what place and age the prices are, and what is to be known of the sum."""
+    told = []
+    if unpriced := bill.get("unpriced"):
+        told.append(f"Without {', '.join(map(str, unpriced))}, whose price is unknown.")
+    if estimated := bill.get("estimated"):
+        told.append(f"Worked out from what workers told, not counted: {', '.join(map(str, estimated))}.")
+    prices = bill.get("prices")
+    if isinstance(prices, dict):
+        told.append(
+            f"Prices of {prices.get('region')}, looked up between {prices.get('oldest')} and {prices.get('newest')}."
+        )
+        if own := prices.get("overridden"):
+            told.append(f"Prices of the user's own: {', '.join(map(str, own))}.")
+        told += [str(warning) for warning in prices.get("warnings") or ()]
+    return told
 
 
 def _spoken(runs: Sequence[KeptRun]) -> str:
