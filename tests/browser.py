@@ -30,6 +30,7 @@ _ENTER = (
 )
 _FLAGS = (
     "--headless",
+    "--hide-scrollbars",
     "--disable-gpu",
     "--disable-quic",
     "--disable-sync",

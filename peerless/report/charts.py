@@ -218,7 +218,7 @@ def _plane(
     up = scale(heights, y, ticks=max(2, int(high / 45)))
     tones = [_tone(one.colour, place) for place, one in enumerate(series)]
     parts, top = _legend(list(zip([one.name for one in series], tones, strict=True)) if len(series) > 1 else [], wide)
-    top += _ROW + 6
+    top += _ROW + 8
     left, right, bottom = up.widest + 8, wide - 10, max(top + 60, high - 36)
     parts.append(_text(0, top - 13, shortened(y.label, wide), "soft"))
 

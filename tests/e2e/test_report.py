@@ -127,11 +127,14 @@ def test_nothing_that_a_run_says_becomes_part_of_the_page(chromium: Chromium, re
     assert "{{ 7*7 }}" in text
 
 
-def test_it_prints_in_light_colours_without_the_links(chromium: Chromium, reports: dict[str, Path]) -> None:
+def test_it_prints_in_light_colours_with_the_configuration_and_without_links(
+    chromium: Chromium, reports: dict[str, Path]
+) -> None:
     shown = Page(chromium, reports["made"], wide=800, dark=True, media="print")
     look = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('nav')).display]"
     assert shown.evaluate(look) == ["rgb(255, 255, 255)", "none"]
     assert shown.evaluate(CUT) == []
+    assert shown.evaluate("document.querySelector('pre').checkVisibility({contentVisibilityAuto: true})")
     assert shown.printed().startswith(b"%PDF-")
 
 
