@@ -30,6 +30,7 @@ _ENTER = (
 )
 _FLAGS = (
     "--headless",
+    "--hide-scrollbars",
     "--disable-gpu",
     "--disable-quic",
     "--disable-sync",
@@ -108,19 +109,18 @@ class Chromium:
 
 
 class Page:
-    """A page of a file, laid out for a screen."""
+    """A page of a file, laid out for a screen `wide` CSS pixels wide, or as the `media` print."""
 
-    def __init__(self, chromium: Chromium, file: Path, *, wide: int, high: int = 900, dark: bool = False) -> None:
+    def __init__(self, chromium: Chromium, file: Path, *, wide: int, dark: bool = False, media: str = "") -> None:
         self._chromium = chromium
         target = chromium.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
-        self._call(
-            "Emulation.setDeviceMetricsOverride", width=wide, height=high, deviceScaleFactor=1, mobile=wide < 600
-        )
+        screen = {"width": wide, "height": 900, "deviceScaleFactor": 1, "mobile": wide < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._call("Page.setLifecycleEventsEnabled", enabled=True)
         chromium.told.clear()
         loader = self._call("Page.navigate", url=file.resolve().as_uri())["loaderId"]
@@ -145,10 +145,10 @@ class Page:
         names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(message) for message in self._chromium.told if message.get("method") in names]
 
-    def picture(self, *, high: int | None = None) -> bytes:
-        """The whole page as PNG, or its upper part."""
+    def picture(self) -> bytes:
+        """The whole page as PNG."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": high or size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
@@ -160,6 +160,19 @@ class Page:
         return self._chromium.call(method, self._session, **parameters)
 
 
+def _main() -> None:
+    """`python -m tests.browser REPORT.html PICTURE.png [SECTION …]`: a picture of a report, or of some sections."""
+    file, target, *wanted = sys.argv[1:]
+    with Chromium() as browser:
+        page = Page(browser, Path(file), wide=1000)
+        if wanted:
+            page.evaluate(
+                "document.querySelectorAll('nav, main > section').forEach(each => "
+                f"{json.dumps(wanted)}.includes(each.id) || each.remove())"
+            )
+        Path(target).write_bytes(page.picture())
+
+
 def _pipe() -> tuple[int, int]:
     """The ends for reading and writing, both beyond the descriptors that Chromium wants."""
     ends = os.pipe()
@@ -167,3 +180,7 @@ def _pipe() -> tuple[int, int]:
     for end in ends:
         os.close(end)
     return high[0], high[1]
+
+
+if __name__ == "__main__":
+    _main()

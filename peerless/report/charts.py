@@ -136,7 +136,7 @@ def bars(
         for one, tone, value in zip(series, tones, row, strict=True):
             if value is not None and math.isfinite(value):
                 at, long = left + along.place(begin) * room, abs(along.place(value) - along.place(0)) * room
-                told = f"{group + ': ' if group else ''}{one.name} {number(value, percent=axis.percent)}"
+                told = ": ".join(filter(None, [group, f"{one.name} {number(value, percent=axis.percent)}".strip()]))
                 shown.append(_box(at, y, long, _BAR - 2, tone, told))
             if stacked:
                 begin += value or 0.0
@@ -218,7 +218,7 @@ def _plane(
     up = scale(heights, y, ticks=max(2, int(high / 45)))
     tones = [_tone(one.colour, place) for place, one in enumerate(series)]
     parts, top = _legend(list(zip([one.name for one in series], tones, strict=True)) if len(series) > 1 else [], wide)
-    top += _ROW + 6
+    top += _ROW + 8
     left, right, bottom = up.widest + 8, wide - 10, max(top + 60, high - 36)
     parts.append(_text(0, top - 13, shortened(y.label, wide), "soft"))
 
@@ -277,7 +277,7 @@ def _x_axis(
 def _legend(keyed: Sequence[tuple[str, str]], wide: float) -> tuple[list[str], float]:
     """Names with their colours, in as many rows as they need, and the height of that."""
     parts: list[str] = []
-    x, y = 0.0, 0.0
+    x, y = 0.0, 2.0
     for place, (name, tone) in enumerate(keyed):
         text = shortened(name, wide - 24)
         if x and x + 20 + width(text) > wide:

@@ -10,7 +10,7 @@ from peerless.report.axes import Axis
 from peerless.report.blocks import Block, Picture, Section, Words
 from peerless.report.charts import Line
 from peerless.report.reading import KeptRun
-from peerless.report.story import Round
+from peerless.report.story import Round, Story
 
 _ROUND = Axis(label="rounds completed", whole=True)
 _SECONDS = Axis(label="seconds since the start")
@@ -27,7 +27,8 @@ def section(runs: Sequence[KeptRun]) -> Section:
     priced = any(run.story.usd() is not None for run in runs)
     ways: list[tuple[str, Axis, Across]] = [("per round", _ROUND, _round), ("over time", _SECONDS, _moment)]
     if priced:
-        ways.append(("per US dollar", _USD, _spent))
+        bills = {run.name: _spent(run.story) for run in runs}
+        ways.append(("per US dollar", _USD, lambda run, row: bills[run.name].get(row.number)))
     for told, axis, across in ways:
         for picture in (_losses(runs, told, axis, across), _accuracies(runs, told, axis, across)):
             if picture is not None:
@@ -96,8 +97,17 @@ def _moment(run: KeptRun, row: Round) -> float:
     return run.story.seconds(row.t)
 
 
-def _spent(run: KeptRun, row: Round) -> float | None:
-    return run.story.usd(row.number)
+def _spent(story: Story) -> dict[int, float]:
+    """By round, what all peers' bills were at its end, as `Story.usd`, in one pass."""
+    most: dict[tuple[str, int], float] = {}
+    spent: dict[int, float] = {}
+    for number in sorted({*story.rounds, *(round for told in story.bills_told.values() for round in told)}):
+        for key, told in story.bills_told.items():
+            if number in told:
+                most[key] = max(most.get(key, 0.0), told[number])
+        if most:
+            spent[number] = sum(most.values())
+    return spent
 
 
 def _training(row: Round) -> float | None:

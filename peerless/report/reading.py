@@ -15,6 +15,27 @@ from peerless.report.story import DamagedEvent, Story
 #: Of more damaged lines than these, the number alone is told.
 _DAMAGES_TOLD = 5
 _SENTENCE_CHARACTERS = 160
+#: Figures of the summary by their forms.
+_NUMBERS = frozenset(
+    {
+        "rounds",
+        "epochs",
+        "parts",
+        "test_accuracy",
+        "test_loss",
+        "validation_loss",
+        "seconds_training",
+        "seconds_total",
+        "lambda_invocations",
+        "state_machine_executions",
+        "compression_ratio",
+        "peak_memory_bytes",
+        "estimated_usd",
+    }
+)
+_COUNTS = frozenset(("bytes_sent", "bytes_received", "restarts"))
+_LISTS = frozenset(("joined", "left", "lost_ranks"))
+_STAGE = ("seconds", "cpu_percent", "peak_bytes", "peak_rss_bytes", "bytes_in", "bytes_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +67,10 @@ def read_run(folder: Path) -> KeptRun:
         try:
             found = json.loads(text)
             if isinstance(found, dict):
-                summary = found
+                summary = {key: value for key, value in found.items() if _is_sound(key, value)}
+                problems += [
+                    f"{summary_file}: {key} has another form than it should" for key in found if key not in summary
+                ]
             else:
                 problems.append(f"{summary_file} is no summary: it has no JSON object")
         except ValueError as error:
@@ -87,6 +111,32 @@ def tell(story: Story, file: Path, lines: Iterable[str]) -> list[str]:
         more = len(wrong) - _DAMAGES_TOLD
         wrong = [*wrong[:_DAMAGES_TOLD], f"{file}: {more} more lines cannot be read either"]
     return wrong
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Whether a figure of the summary has the form that the report takes for granted; None is no figure."""
+    if value is None:
+        return True
+    if key in _NUMBERS:
+        return _is_number(value)
+    if key in _COUNTS:
+        return isinstance(value, dict) and all(each.isdigit() and _is_number(count) for each, count in value.items())
+    if key == "weights_sha256":
+        return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    if key == "stages":
+        rows = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(row, dict) and all(_is_number(row.get(name)) for name in _STAGE) for row in rows)
+    if key == "rejected_by_sender":
+        return isinstance(value, dict) and all(isinstance(reasons, dict) for reasons in value.values())
+    if key == "cost":
+        parts = [value.get(name, {}) for name in ("parts", "use")] if isinstance(value, dict) else [None]
+        numbers = [each for part in parts for each in (part.values() if isinstance(part, dict) else [None])]
+        return all(map(_is_number, numbers)) and _is_number(value.get("total", 0))
+    return key not in _LISTS or isinstance(value, list | dict)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _text(file: Path, problems: list[str], what: str) -> str | None:

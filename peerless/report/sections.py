@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from peerless.report import charts
-from peerless.report.axes import Axis, number
+from peerless.report.axes import Axis
 from peerless.report.blocks import (
     NONE,
     Block,
@@ -17,6 +18,7 @@ from peerless.report.blocks import (
     Words,
     megabytes,
     percent,
+    plain,
     rows,
     seconds,
     usd,
@@ -34,6 +36,8 @@ _LINES = (0, 1, 7, 2, 3)
 #: A timeline shows as many rounds as one can tell apart.
 _ROUNDS_SHOWN, _ROUNDS_ON_PHONE = 12, 4
 _FAULTS_SHOWN = 100
+#: Parts of the cost in a picture; the others are added up.
+_PARTS_SHOWN = 7
 _SECONDS = Axis(label="seconds")
 _WIDE, _NARROW = 900, 380
 
@@ -144,39 +148,40 @@ def traffic(runs: Sequence[KeptRun]) -> Section:
 def cost(runs: Sequence[KeptRun]) -> Section:
     """What was paid for what, or would have been on AWS."""
     blocks: list[Block] = []
-    priced = [run for run in runs if isinstance(run.summary.get("cost"), dict) and run.summary["cost"].get("parts")]
-    if priced:
-        parts = list(dict.fromkeys(part for run in priced for part in run.summary["cost"]["parts"]))
-        caption = "US dollars by part"
-        series = [
-            Bars(name=part, values=[run.summary["cost"]["parts"].get(part, 0.0) for run in priced]) for part in parts
+    bills = {run.name: run.summary["cost"] for run in runs if (run.summary.get("cost") or {}).get("parts")}
+    if bills:
+        total = Counter[str]()
+        for bill in bills.values():
+            total.update(bill["parts"])
+        parts = [part for part, _ in total.most_common()]
+        blocks.append(_parts(bills, parts))
+        lines = [
+            Row(cells=(part, *(plain(bill["parts"].get(part)) for bill in bills.values())), key=f"cost.{part}")
+            for part in parts
         ]
-        names = [run.name for run in priced]
-        svg = charts.bars(caption, "", names, series, axis=Axis(label="USD"), stacked=True)
-        blocks.append(Picture(caption=caption, svg=svg))
-    for run in priced:
-        found = run.summary["cost"]
-        lines = [Row(cells=(part, number(spent)), key=f"cost.{part}") for part, spent in found["parts"].items()]
-        lines.append(Row(cells=("in all", number(found["total"])), key="cost.total"))
-        as_if = ", as if on AWS" if found.get("as_if_on_aws") else ""
-        caption = f"US dollars{as_if}" + (f": {run.name}" if len(runs) > 1 else "")
-        blocks.append(Table(caption=caption, head=("part", "USD"), rows=tuple(lines)))
-        if found.get("use"):
-            used = rows(*((name, number(count)) for name, count in found["use"].items()))
-            blocks.append(Table(caption="What was used", head=("", "count"), rows=used))
-        blocks += _book(run)
+        lines.append(Row(cells=("in all", *(plain(bill.get("total")) for bill in bills.values())), key="cost.total"))
+        as_if = ", as if on AWS" if all(bill.get("as_if_on_aws") for bill in bills.values()) else ""
+        head = ("part", *(bills if len(runs) > 1 else ["USD"]))
+        blocks.append(Table(caption=f"US dollars{as_if}", head=head, rows=tuple(lines)))
+        used = list(dict.fromkeys(name for bill in bills.values() for name, n in (bill.get("use") or {}).items() if n))
+        counts = [
+            (name.replace("_", " "), *(plain((bill.get("use") or {}).get(name)) for bill in bills.values()))
+            for name in used
+        ]
+        if counts:
+            head = ("", *(bills if len(runs) > 1 else ["count"]))
+            blocks.append(Table(caption="What was used", head=head, rows=rows(*counts)))
+    told = {run.name: run.story.bills() for run in runs if run.story.bills()}
+    if ranks := sorted({rank for bill in told.values() for rank in bill}):
+        each = [(f"peer {rank}", *(usd(bill.get(rank)) for bill in told.values())) for rank in ranks]
+        head = ("peer", *(told if len(runs) > 1 else ["at most"]))
+        blocks.append(Table(caption="By the peers' own count", head=head, rows=rows(*each)))
+    blocks += dict.fromkeys(Words(text=text) for bill in bills.values() for text in _book(bill))
     for run in runs:
-        if run in priced:
-            continue
-        at_most = run.summary.get("estimated_usd")
-        known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
-        blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
-    for run in runs:
-        if len(bills := run.story.bills()) > 1:
-            lines_of_peers = rows(*((f"peer {rank}", usd(bill)) for rank, bill in bills.items()))
-            name = f": {run.name}" if len(runs) > 1 else ""
-            caption = f"At most, by the peers' own count{name}"
-            blocks.append(Table(caption=caption, head=("peer", "bill"), rows=lines_of_peers))
+        if run.name not in bills:
+            at_most = run.summary.get("estimated_usd")
+            known = "" if at_most is None else f" By the peers' own count it was at most {usd(at_most)}."
+            blocks.append(Words(text=f"{run.name}: no cost by part, as its summary has none.{known}"))
     return Section(name="cost", title="Cost", blocks=tuple(blocks))
 
 
@@ -234,19 +239,24 @@ def _by_peer(story: Story) -> list[Block]:
         Picture(caption=caption, svg=charts.bars(caption, "", named, series, axis=_SECONDS, stacked=True))
     ]
     if len(numbers := [row.number for row in story.series() if any(row.contributors.values())]) > 1:
-        caption, lines = "Seconds by round and stage, mean over the peers", []
+        caption, lines, means = "Seconds by round and stage, mean over the peers", [], _means(story)
         for place, stage in enumerate(STAGES):
-            points = [(float(round + 1), _mean_seconds(story, round, stage)) for round in numbers]
+            points = [(float(round + 1), means.get(round, {}).get(stage, 0.0)) for round in numbers]
             lines.append(Line(name=stage, points=points, colour=_LINES[place]))
         svg = charts.lines(caption, "", lines, x=Axis(label="round", whole=True), y=Axis(label="seconds", zero=True))
         found.append(Picture(caption=caption, svg=svg))
     return found
 
 
-def _mean_seconds(story: Story, round: int, stage: str) -> float:
-    """Over the peers that had a part in the round."""
-    each = [story.stage_seconds(rank, number).get(stage, 0.0) for rank, number in story.spans if number == round]
-    return sum(each) / len(each) if each else math.nan
+def _means(story: Story) -> dict[int, dict[str, float]]:
+    """Seconds by round and stage, the mean over the peers that had a part in the round."""
+    peers = Counter(round for _, round in story.spans)
+    means: dict[int, dict[str, float]] = {}
+    for rank, round in story.spans:
+        row = means.setdefault(round, {})
+        for stage, lasted in story.stage_seconds(rank, round).items():
+            row[stage] = row.get(stage, 0.0) + lasted / peers[round]
+    return means
 
 
 def _which(story: Story, numbers: Sequence[int]) -> str:
@@ -290,14 +300,40 @@ def _timeline(story: Story, numbers: Sequence[int], wide: int) -> str:
     return charts.timeline(title, desc, lanes, kinds=TONES, x=axis, marks=marks, wide=wide)
 
 
-def _book(run: KeptRun) -> list[Block]:
-    """Of what place and age the prices are."""
-    prices = run.summary["cost"].get("prices")
-    if not isinstance(prices, dict):
-        return []
-    own = prices.get("overridden") or []
-    said = f"Prices of {prices.get('region')}, looked up between {prices.get('oldest')} and {prices.get('newest')}."
-    return [Words(text=said + (f" The user's own: {', '.join(map(str, own))}." if own else ""))]
+def _parts(bills: Mapping[str, Mapping[str, Any]], parts: Sequence[str]) -> Picture:
+    """A bar for each part of one bill; of several a bar each, with its largest parts."""
+    caption, axis = "US dollars by part", Axis(label="USD")
+    shown, others = parts[:_PARTS_SHOWN], parts[_PARTS_SHOWN:]
+    if len(bills) == 1:
+        (spent,) = (bill["parts"] for bill in bills.values())
+        groups, values = list(shown), [spent[part] for part in shown]
+        if others:
+            groups.append(f"{len(others)} more")
+            values.append(sum(spent[part] for part in others))
+        return Picture(caption=caption, svg=charts.bars(caption, "", groups, [Bars(name="", values=values)], axis=axis))
+    series = [Bars(name=part, values=[bill["parts"].get(part, 0.0) for bill in bills.values()]) for part in shown]
+    if others:
+        rest = [sum(bill["parts"].get(part, 0.0) for part in others) for bill in bills.values()]
+        series.append(Bars(name=f"{len(others)} more", values=rest, tone="wait"))
+    return Picture(caption=caption, svg=charts.bars(caption, "", list(bills), series, axis=axis, stacked=True))
+
+
+def _book(bill: Mapping[str, Any]) -> list[str]:
+    """Of what place and age the prices are, and what is to be known of the sum."""
+    told = []
+    if unpriced := bill.get("unpriced"):
+        told.append(f"Without {', '.join(map(str, unpriced))}, whose price is unknown.")
+    if estimated := bill.get("estimated"):
+        told.append(f"Worked out from what workers told, not counted: {', '.join(map(str, estimated))}.")
+    prices = bill.get("prices")
+    if isinstance(prices, dict):
+        told.append(
+            f"Prices of {prices.get('region')}, looked up between {prices.get('oldest')} and {prices.get('newest')}."
+        )
+        if own := prices.get("overridden"):
+            told.append(f"Prices of the user's own: {', '.join(map(str, own))}.")
+        told += [str(warning) for warning in prices.get("warnings") or ()]
+    return told
 
 
 def _spoken(runs: Sequence[KeptRun]) -> str:

@@ -176,7 +176,8 @@ class Story:
         """Learning rate by the round from which it holds, where it was reduced."""
         self.limit_usd: float | None = None
         """Where the bill of one peer ends the run."""
-        self._bills: dict[tuple[str, int], dict[int, float]] = {}
+        self.bills_told: dict[tuple[str, int], dict[int, float]] = {}
+        """By the part of a resumed run and rank, then by round."""
         self._seen: set[tuple[Any, ...]] = set()
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -213,14 +214,14 @@ class Story:
 
     def usd(self, round: int | None = None) -> float | None:
         """At most so many US dollars were spent up to the end of `round`, or so far; None without prices."""
-        bills = [self._bill_of(key, round) for key in self._bills]
+        bills = [self._bill_of(key, round) for key in self.bills_told]
         known = [bill for bill in bills if bill is not None]
         return sum(known) if known else None
 
     def bills(self) -> dict[int, float]:
         """The same so far, by rank."""
         each: dict[int, float] = {}
-        for key in self._bills:
+        for key in self.bills_told:
             each[key[1]] = each.get(key[1], 0.0) + (self._bill_of(key, None) or 0.0)
         return dict(sorted(each.items()))
 
@@ -259,7 +260,7 @@ class Story:
             )
         elif name == "bill":
             usd, limit = _float(event["usd"]), _float_or_none(event.get("limit_usd"))
-            self._bills.setdefault((str(event.get("run")), rank), {})[_whole(round)] = usd
+            self.bills_told.setdefault((str(event.get("run")), rank), {})[_whole(round)] = usd
             self.limit_usd = limit
         elif name == "frame_rejected":
             sender = "unknown" if event.get("sender") is None else str(event["sender"])
@@ -355,7 +356,7 @@ class Story:
 
     def _bill_of(self, key: tuple[str, int], round: int | None) -> float | None:
         """Of one peer in one part of the run, which counts from nothing: the most up to the round."""
-        told = [usd for number, usd in self._bills[key].items() if round is None or number <= round]
+        told = [usd for number, usd in self.bills_told[key].items() if round is None or number <= round]
         return max(told, default=None)
 
 
