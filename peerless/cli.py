@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws, export, join, runs, statemachine
+from peerless.commands import aws, export, join, runs, statemachine, watch
 from peerless.commands.options import (
     Config,
     Json,
@@ -153,6 +153,7 @@ def local_status(as_json: Json = False) -> None:
 
 
 join.register(app)
+watch.register(app)
 runs.register(app)
 export.register(app)
 aws.register(app)

@@ -14,7 +14,7 @@ from peerless.commands.options import Json, interruptible
 #: Where `peerless train` keeps runs, relative to the working directory.
 RUNS = Path("runs")
 #: Characters of a line where nobody reads on a terminal: nothing is broken.
-_WIDE = 10_000
+WIDE = 10_000
 
 
 def register(app: typer.Typer) -> None:
@@ -41,5 +41,5 @@ def runs(
         console.print(f"no runs in {folder or RUNS}", markup=False, highlight=False, soft_wrap=True)
         return
     if not console.is_terminal:
-        console = Console(width=_WIDE)
+        console = Console(width=WIDE)
     console.print(runs_table(found))

@@ -15,11 +15,11 @@ from typing import Any
 
 import contract.config
 from contract.config import RunConfig
-from contract.errors import ConfigError, CorruptObject, PeerlessError, PermanentError
+from contract.errors import ConfigError, CorruptObject, PeerlessError
 from peerless.launch import parts
 from peerless.launch.follow import EventTail
 from peerless.launch.run_folder import RunFolder
-from peerless.report.story import Story
+from peerless.report.story import DamagedEvent, Story
 
 #: States of a run. `elsewhere`: nothing here works on it and it has no summary, but its instances may go on.
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
@@ -172,15 +172,15 @@ def _left_behind(folder: RunFolder, config: RunConfig, base: Mapping[str, Any]) 
     if _first_event(folder).get("event") == "instance_started":
         detail = f"`peerless attach --name {config.aws.name}` follows it"
         return RunRow(**base, state=ELSEWHERE, detail=detail, **told)
-    detail = f"peerless train --local --resume {folder.path}" if folder.parts.exists() else None
-    return RunRow(**base, state=KILLED, detail=detail, **told)
+    command = f"peerless train --local --resume {folder.path}" if folder.parts.exists() else None
+    return RunRow(**base, state=KILLED, detail=command, **told)
 
 
 def _so_far(folder: RunFolder, peers: int) -> dict[str, Any]:
     """What a row says by the events of a run."""
     story = Story()
     for event in events_of(EventTail(folder.events)):
-        with contextlib.suppress(PermanentError):
+        with contextlib.suppress(DamagedEvent):
             story.add(event)
     rounds = story.series()
     accuracy = next((each.validation_accuracy for each in reversed(rounds) if each.validation), None)
