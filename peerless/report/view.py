@@ -102,7 +102,9 @@ class _Drawn:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         most = max(_LEAST_PEERS, (options.height or console.height) - _OTHER_LINES)
         most = most if console.is_terminal else len(self.peers)  # a pipe has no height
-        yield from (self._head(console), *_peers(self.peers, most), *_curves(self.curves, options), self._figures())
+        yield from (self._head(console), *_peers(self.peers, most), *_curves(self.curves, options))
+        if self.figures:
+            yield self._figures()
 
     def _head(self, console: Console) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))

@@ -14,8 +14,8 @@ from peerless.report.progress import ROUND_EVENTS, FirstOfItsKind, describe
 from peerless.report.view import drawn
 from peerless.report.view_state import State, brief
 
-#: Seconds between two lines about rounds that bring no validation.
-EVERY_SECONDS = 5.0
+#: Seconds between two lines about rounds: where there is a validation to tell, and where not.
+VALIDATED_SECONDS, EVERY_SECONDS = 1.0, 5.0
 
 
 class StateLines:
@@ -58,14 +58,19 @@ class StateLines:
     def event(self, event: Mapping[str, Any]) -> None:
         if not self._state.add(event):
             return
-        if event["event"] in (*ROUND_EVENTS, "validated"):
+        if event["event"] in ROUND_EVENTS:
             self._round(event)
-        elif self._rejected.is_new(event) and (line := describe(event, self._state.rounds_limit or 0)) is not None:
+        elif (
+            event["event"] != "validated"
+            and self._rejected.is_new(event)
+            and (line := describe(event, self._state.rounds_limit or 0)) is not None
+        ):
             self.note(line)
 
     def _round(self, event: Mapping[str, Any]) -> None:
         done = self._state.rounds_done
         validated = event.get("validation_loss") is not None
-        if done > self._told and (validated or event["t"] - self._told_at >= EVERY_SECONDS):
+        enough = VALIDATED_SECONDS if validated else EVERY_SECONDS
+        if done > self._told and (event["t"] - self._told_at >= enough or event.get("final")):
             self._told, self._told_at = done, event["t"]
             self.note(brief(self._state))

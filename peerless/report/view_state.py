@@ -30,6 +30,7 @@ class State:
         self._in: Counter[int] = Counter()
         self._out: Counter[int] = Counter()
         self._done: dict[int, int] = {}  # rounds, by rank
+        self._losses: dict[int, float] = {}  # the latest of each rank; the closing commit has none
         self._now: dict[int, tuple[str, float]] = {}  # the stage under way and since when, by rank
 
     def begin(self, peers: int, rounds: int | None) -> None:
@@ -63,6 +64,8 @@ class State:
                 self._now[rank] = _NEXT[event["stage"]], event["t"]
         elif name in ("commit", "averaged") and event["contributors"]:
             self._done[rank] = max(self._done.get(rank, 0), event["round"] + 1)
+            if event.get("loss") is not None:
+                self._losses[rank] = event["loss"]
         elif name in ("finished", "failed"):
             self._now.pop(rank, None)
 
@@ -92,9 +95,9 @@ class State:
             yield (
                 str(rank),
                 state,
-                "" if member.round is None else str(member.round + 1),
+                "" if member.round is None else str(min(member.round + 1, self.rounds_limit or math.inf)),
                 self._stage(member, now),
-                "" if member.loss is None else f"{member.loss:.4f}",
+                number(self._losses[rank]) if rank in self._losses else "",
                 size(self._in[rank]),
                 size(self._out[rank]),
             )
@@ -106,13 +109,13 @@ class State:
         validated = _finite(each.validation_loss for each in rounds)
         accuracies = _finite(each.validation_accuracy for each in rounds)
         for name, values, form in (
-            ("training loss", losses, "{:.4f}"),
-            ("validation loss", validated, "{:.4f}"),
-            ("accuracy", accuracies, "{:.2%}"),
+            ("training loss", losses, number),
+            ("validation loss", validated, number),
+            ("accuracy", accuracies, "{:.2%}".format),
         ):
             if values:
-                told = form.format(values[-1])
-                yield name, f"{form.format(values[0])} → {told}" if len(values) > 1 else told, values
+                told = form(values[-1])
+                yield name, f"{form(values[0])} → {told}" if len(values) > 1 else told, values
 
     def totals(self) -> tuple[int, int]:
         """Bytes in and out of all peers, over all stages."""
@@ -136,7 +139,7 @@ def brief(state: State) -> str:
     done, limit = state.rounds_done, state.rounds_limit
     curves = {name: values[-1] for name, _, values in state.curves()}
     told = [f"round {done} of {limit}" if limit else f"{done} rounds"]
-    told += [f"{name} {value:.4f}" for name, value in curves.items() if name != "accuracy"]
+    told += [f"{name} {number(value)}" for name, value in curves.items() if name != "accuracy"]
     told += [f"accuracy {curves['accuracy']:.2%}"] if "accuracy" in curves else []
     return ", ".join(part for part in (*told, figures(state), bill(state)) if part)
 
@@ -185,6 +188,11 @@ def faults(state: State) -> str:
         "weights adopted": kinds["adopted"],
     }
     return ", ".join(f"{count} {name}" for name, count in told.items() if count)
+
+
+def number(value: float) -> str:
+    """A loss for people."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2e}"
 
 
 def size(count: int) -> str:

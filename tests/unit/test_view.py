@@ -12,7 +12,7 @@ from rich.console import Console
 from peerless.report.progress import Lines, observer
 from peerless.report.view import View, drawn, sparkline
 from peerless.report.view_lines import StateLines
-from peerless.report.view_state import State, bill, size, span
+from peerless.report.view_state import State, bill, number, size, span
 from tests.fakes.clock import FakeClock
 from tests.fakes.run_folders import RUN, START, event
 
@@ -149,6 +149,12 @@ def test_a_run_that_nobody_works_on_stands_still() -> None:
     assert "compute" not in lines[2]
 
 
+def test_the_closing_commit_takes_nothing_from_the_picture() -> None:
+    closing = event("commit", 0, 4, 40.0, contributors=[], loss=None, validation_loss=0.5, final=True)
+    lines = shown(state_of([*TWO_ROUNDS, closing, event("finished", 0, 4, 41.0, reason="epoch_limit")]), 42.0)
+    assert lines[2].split()[:5] == ["0", "finished:", "epoch_limit", "4", "1.0000"]
+
+
 def test_a_damaged_event_changes_nothing() -> None:
     state = state_of(TWO_ROUNDS)
     before = shown(state, 24.5)
@@ -180,6 +186,7 @@ def test_sizes_and_spans_are_for_people() -> None:
     assert [size(count) for count in (0, 999, 1_000, 12_345_678, 5 * 10**12)] == [
         "0 B", "999 B", "1.0 kB", "12.3 MB", "5.0 TB",
     ]  # fmt: skip
+    assert [number(loss) for loss in (0.0, 0.000_012_34, 0.5)] == ["0.0000", "1.23e-05", "0.5000"]
     assert [span(seconds) for seconds in (0.9, 61, 36_061)] == ["0:00:00", "0:01:01", "10:01:01"]
 
 
