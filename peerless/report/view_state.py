@@ -31,7 +31,7 @@ class State:
         self._out: Counter[int] = Counter()
         self._done: dict[int, int] = {}  # rounds, by rank
         self._losses: dict[int, float] = {}  # the latest of each rank; the closing commit has none
-        self._now: dict[int, tuple[str, float]] = {}  # the stage under way and since when, by rank
+        self._now: dict[int, tuple[int, str, float]] = {}  # by rank: its round, the stage under way, and since when
 
     def begin(self, peers: int, rounds: int | None) -> None:
         """So many peers start, for so many rounds at most, where that is known already."""
@@ -56,12 +56,13 @@ class State:
         elif name == "bill":
             self.as_if_on_aws = bool(event.get("as_if_on_aws"))
         elif name == "round_started":
-            self._now[rank] = "compute", event["t"]
+            self._now[rank] = event["round"], "compute", event["t"]
         elif name == "stage":
             self._in[rank] += int(event.get("bytes_in") or 0)
             self._out[rank] += int(event.get("bytes_out") or 0)
-            if event["stage"] in _NEXT:
-                self._now[rank] = _NEXT[event["stage"]], event["t"]
+            round, *_ = self._now.get(rank, (event["round"],))
+            if event["stage"] in _NEXT and event["round"] >= round:  # a barrier's end is told after the next beginning
+                self._now[rank] = event["round"], _NEXT[event["stage"]], event["t"]
         elif name in ("commit", "averaged") and event["contributors"]:
             self._done[rank] = max(self._done.get(rank, 0), event["round"] + 1)
             if event.get("loss") is not None:
@@ -122,7 +123,7 @@ class State:
         return sum(self._in.values()), sum(self._out.values())
 
     def _stage(self, member: Member, now: float) -> str:
-        stage, since = self._now.get(member.rank, ("", now))
+        _, stage, since = self._now.get(member.rank, (0, "", now))
         if self.over or member.state != "training" or not stage:
             return ""
         return f"{stage} {now - since:.0f} s" if now - since >= _LONG_SECONDS else stage

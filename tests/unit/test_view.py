@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from peerless.report.view_lines import StateLines
 from peerless.report.view_state import State, bill, number, size, span
 from tests.fakes.clock import FakeClock
 from tests.fakes.run_folders import RUN, START, event
+
+RECORDED = Path(__file__).resolve().parents[1] / "golden/events/two-peers.jsonl"
 
 
 def stage(rank: int, round: int, t: float, name: str, into: int = 0, out: int = 0) -> dict[str, Any]:
@@ -83,6 +87,28 @@ def test_the_picture_shows_peers_rounds_stages_curves_and_bytes() -> None:
         ["accuracy", "25.00%", "→", "75.00%", "▁█"],
         ["bytes", "1.0", "MB", "in,", "2.0", "MB", "out"],
     ]
+
+
+def test_a_recorded_run_is_shown_as_it_stood() -> None:
+    events = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    state, start = state_of(events), events[0]["t"]
+    lines = shown(state, events[-1]["t"] - START)
+    assert lines[0].startswith("run recorded · sync  round 3 of 1000  0:00:35")
+    moved = {
+        rank: [
+            size(sum(item.get(name, 0) for item in events if item["rank"] == rank))
+            for name in ("bytes_in", "bytes_out")
+        ]
+        for rank in (0, 1)
+    }
+    assert [line.split() for line in lines[2:4]] == [
+        ["0", "training", "4", "receive", "0.3867", *" ".join(moved[0]).split()],
+        ["1", "training", "4", "update", "0.3867", *" ".join(moved[1]).split()],
+    ], "what was told of round 3 after round 4 had begun changes no stage"
+    assert lines[4].split() == ["training", "loss", "1.1727", "→", "0.3867", "█▅▁"]
+    assert lines[5].split() == ["validation", "loss", "0.3894", "▅"]
+    started = next(index for index, item in enumerate(events) if item["event"] == "round_started")
+    assert "starting" in shown(state_of(events[:started]), events[started]["t"] - start)[2]
 
 
 def test_a_terminal_has_a_bar_whose_length_is_what_is_done() -> None:
