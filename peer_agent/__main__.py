@@ -97,7 +97,8 @@ def _build(arguments: argparse.Namespace, env: AgentEnv, clock: Clock, events: E
     elif rank < 0:
         raise ConfigError(f"--rank {rank}: ranks start at 0")
     _prepare_process(spec, env)
-    events.emit("peer_started", fields={"pid": os.getpid(), "mode": spec.config.mode})
+    started = {"pid": os.getpid(), "mode": spec.config.mode, "rounds_limit": spec.rounds_limit}
+    events.emit("peer_started", fields=started)
 
     broker_url = env.broker_url if spec.config.exchange.transport == "rabbitmq" else ""
     # Before the claim: whoever sees the claim may publish, and this peer's inbox must stand by then (decision 0004).

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws, join, report, statemachine
+from peerless.commands import aws, export, join, report, runs, statemachine, watch
 from peerless.commands.options import (
     Config,
     Json,
@@ -153,6 +153,9 @@ def local_status(as_json: Json = False) -> None:
 
 
 join.register(app)
+watch.register(app)
+runs.register(app)
+export.register(app)
 aws.register(app)
 report.register(app)
 statemachine.register(app)

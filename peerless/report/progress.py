@@ -1,14 +1,12 @@
-"""The view of a run while it goes on: a bar per peer on a terminal, plain lines anywhere else."""
+"""What a run tells whoever watches it, and the lines that are read of it anywhere but on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 #: What ends a peer's round: the commit that it applied, or in asynchronous mode the average that it took.
 ROUND_EVENTS = ("commit", "averaged")
@@ -50,7 +48,7 @@ class Lines:
         self._rounds = 0
         self._printed = -1
         self._asynchronous = False
-        self._rejected = _FirstOfItsKind()
+        self._rejected = FirstOfItsKind()
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -75,67 +73,7 @@ class Lines:
             self.note(line)
 
 
-class Bars:
-    """A progress bar per peer, with the loss and the last validation beside it."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("rounds"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-        )
-        self._tasks: dict[int, TaskID] = {}
-        self._losses: dict[int, str] = {}
-        self._validations: dict[int, str] = {}
-        self._rounds = 0
-        self._rejected = _FirstOfItsKind()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def training(self, peers: int, rounds: int) -> None:
-        self._rounds = rounds
-        self._progress.start()  # not before: what it draws would run over a question and its answer
-        for rank in range(peers):
-            self._tasks[rank] = self._progress.add_task(f"peer {rank}", total=rounds, detail="starting")
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "member_claimed" and event["rank"] not in self._tasks:  # it has joined
-            self._tasks[event["rank"]] = self._progress.add_task(
-                f"peer {event['rank']}", total=self._rounds, detail="joining"
-            )
-        task = self._tasks.get(event["rank"])
-        if task is None:
-            return
-        name, rank = event["event"], event["rank"]
-        if event.get("loss") is not None:
-            self._losses[rank] = f"loss {event['loss']:.4f}"
-        if event.get("validation_loss") is not None:
-            self._validations[rank] = _validation(event)
-        if name in ROUND_EVENTS or name == "validated":
-            detail = " · ".join(texts[rank] for texts in (self._losses, self._validations) if rank in texts)
-            self._progress.update(task, detail=detail)
-        if name in ROUND_EVENTS:
-            self._progress.update(task, completed=min(event["round"] + 1, self._rounds))
-        elif name in ("finished", "failed"):
-            self._progress.update(task, detail=f"{name}: {event.get('reason') or event.get('error', '')}")
-        elif name != "validated" and self._rejected.is_new(event) and (line := describe(event, self._rounds)):
-            self.note(line)
-
-
-class _FirstOfItsKind:
+class FirstOfItsKind:
     """Lets a rejection pass once per sender and reason, which summary.json counts, and once what all peers tell."""
 
     def __init__(self) -> None:
@@ -220,10 +158,12 @@ def _validation(event: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def observer(console: Console) -> Any:
-    """The view that fits the console: bars on a terminal, lines otherwise."""
+def observer(console: Console) -> Iterator[Observer]:
+    """The view that fits the console: a picture on a terminal, lines otherwise."""
+    from peerless.report.view import View
+
     if console.is_terminal:
-        with Bars(console) as bars:
-            yield bars
+        with View(console) as view:
+            yield view
     else:
         yield Lines(console)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from peerless.report.progress import Bars, Lines
+from peerless.report.progress import Lines
 
 
 def event(name: str, rank: int = 0, round: int = 0, **fields: Any) -> dict[str, Any]:
@@ -102,21 +102,6 @@ def test_who_takes_part_is_told_once_however_many_peers_tell_it() -> None:
         "round 8: peer 2 was excluded: 3 frames that do not decode",
         "going on with round 9",
     ]
-
-
-def test_bars_show_rounds_loss_and_validation_per_peer() -> None:
-    text = io.StringIO()
-    with Bars(Console(file=text, width=160, force_terminal=True)) as view:
-        view.training(2, 20)
-        view.event(event("commit", 0, 9, loss=0.75, validation_loss=0.5))
-        view.event(event("stage", 0, 10, stage="compute", seconds=1.0))
-        view.event(event("averaged", 1, 4, loss=0.25))
-        view.event({"event": "note", "rank": None})
-    shown = text.getvalue()
-    assert "10/20" in shown
-    assert "loss 0.7500 · validation loss 0.5000" in shown
-    assert "5/20" in shown
-    assert "loss 0.2500" in shown
 
 
 def test_a_round_with_nothing_to_tell_is_not_told() -> None:
