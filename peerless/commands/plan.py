@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,9 @@ def plan(
         list[str] | None,
         typer.Option("--assume", metavar="NAME=VALUE", help="Replace an assumption; an unknown name lists them."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write the frontier there as a picture, too.")
+    ] = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Write the plan taken into CONFIG; comments and order stay.")
     ] = False,
@@ -66,7 +70,7 @@ def plan(
     from peerless.planner.choice import seconds_of
     from peerless.planner.job import Job
     from peerless.planner.local import cores
-    from peerless.planner.picture import shown
+    from peerless.planner.picture import shown, svg
     from peerless.planner.planning import calibration_for, planned
 
     known = assumptions().replaced(assume or ())
@@ -92,6 +96,11 @@ def plan(
         print(json.dumps(found.to_dict()))
     else:
         Console().print(shown(found.frontier, found.marks, found.configured, found.verdict, found.changes))
+    if picture is not None:
+        try:
+            picture.write_text(svg(found.frontier, found.marks, found.configured), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--svg {picture}: the picture cannot be written ({error.strerror})") from error
     if apply:
         if found.taken is None:
             raise UserError(f"--apply: {found.marks.why}, so that {config} stays as it is")

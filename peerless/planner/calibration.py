@@ -3,6 +3,8 @@
 Kept as JSON in the user's cache, one file per model (with its options, input and precision) and machine, so that
 `peerless plan` after `--calibrate` needs no measurement.
 
+Each time is kept twice: as it passed, and as processor time, which other work on the machine hardly changes.
+
 The time of a batch is taken as a straight line in its samples between measured sizes, and beyond them. With more
 threads it shrinks by Amdahl's law, with the share that two or more threads were measured to save; a worker of less than
 one vCPU has that share of the time.
@@ -27,6 +29,8 @@ from contract.errors import CorruptObject, UserError
 VERSION = 1
 #: Share of the work that threads divide where nothing was measured, and its spread.
 PARALLEL, PARALLEL_SPREAD = 0.8, 0.25
+#: A batch on one thread that had less of a processor than this was disturbed.
+UNDISTURBED = 0.8
 #: No measurement is trusted more than this: another day, another temperature.
 LEAST_SPREAD = 0.03
 
@@ -43,9 +47,13 @@ class Point:
     """The median."""
     spread: float
     """One standard deviation of the times, relative."""
+    cpu_seconds: float
+    """Processor time of all threads, the median: what the time would be, with one thread, if nothing else ran."""
+    cpu_spread: float
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.threads, self.crowd) < 1 or self.seconds <= 0 or self.spread < 0:
+        counts, times = (self.batch_size, self.threads, self.crowd), (self.seconds, self.cpu_seconds)
+        if min(counts) < 1 or min(times) <= 0 or min(self.spread, self.cpu_spread) < 0:
             raise ValueError(f"{self} is no measurement")
 
 
@@ -90,17 +98,24 @@ class Calibration:
     accuracy_run: str = ""
 
     def __post_init__(self) -> None:
-        if not self.points:
-            raise ValueError("a calibration needs at least one measurement")
+        if not any(point.threads == point.crowd == 1 for point in self.points):
+            raise ValueError("a calibration needs a measurement with one thread and nothing beside it")
 
-    def step(self, batch_size: int, vcpus: float, crowd: int = 1) -> tuple[float, float]:
-        """Seconds of a batch with so many vCPUs of this machine, and their relative spread."""
-        alone = [point for point in self.points if point.threads == 1 and point.crowd == 1] or list(self.points)
-        seconds, spread = _line(alone, batch_size)
-        together = [point for point in self.points if point.threads == 1 and point.crowd > 1]
-        if crowd > 1 and together:
-            slower = statistics.median(each.seconds / _line(alone, each.batch_size)[0] for each in together)
-            seconds, spread = seconds * slower, max(spread, *(each.spread for each in together))
+    def step(self, batch_size: int, vcpus: float, crowd: int = 0) -> tuple[float, float]:
+        """Seconds of a batch with so many vCPUs of this machine, and their relative spread.
+
+        By processor time, so that what else the machine did while it was measured does not count; with a `crowd` of
+        batches at once (1: it alone), by the time that it took.
+        """
+        alone = [point for point in self.points if point.threads == 1 and point.crowd == 1]
+        seconds, spread = _line([(each.batch_size, each.cpu_seconds, each.cpu_spread) for each in alone], batch_size)
+        if crowd:
+            waited = [(each.batch_size, each.seconds, each.spread) for each in alone]
+            seconds, spread = _line(waited, batch_size)
+            together = [point for point in self.points if point.threads == 1 and point.crowd > 1]
+            if crowd > 1 and together:
+                slower = statistics.median(each.seconds / _line(waited, each.batch_size)[0] for each in together)
+                seconds, spread = seconds * slower, max(spread, *(each.spread for each in together))
         if vcpus <= 1:
             return seconds / vcpus, spread
         share, unsure = self.parallel()
@@ -111,8 +126,16 @@ class Calibration:
         return shrunk, (spread**2 + (beyond / 2) ** 2) ** 0.5
 
     def parallel(self) -> tuple[float, float]:
-        """The share of a batch's work that threads divide, and its relative spread."""
-        alone = {point.batch_size: point.seconds for point in self.points if point.threads == 1 and point.crowd == 1}
+        """The share of a batch's work that threads divide, and its relative spread.
+
+        Threads wait for each other, so on a machine that was busy several of them tell of the other work alone: then
+        nothing was measured.
+        """
+        alone = {
+            point.batch_size: point.seconds
+            for point in self.points
+            if point.threads == 1 and point.crowd == 1 and point.cpu_seconds >= UNDISTURBED * point.seconds
+        }
         shares = [
             (1 - point.seconds / alone[point.batch_size]) / (1 - 1 / point.threads)
             for point in self.points
@@ -180,12 +203,11 @@ def machine_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _line(points: Sequence[Point], batch_size: int) -> tuple[float, float]:
-    """Seconds at `batch_size` and their spread, from the two measured sizes that are next to it."""
-    sizes = sorted({point.batch_size for point in points})
-    by_size = {size: [point for point in points if point.batch_size == size] for size in sizes}
-    median = {size: statistics.median(point.seconds for point in by_size[size]) for size in sizes}
-    spread = max(LEAST_SPREAD, statistics.median(point.spread for point in points))
+def _line(points: Sequence[tuple[int, float, float]], batch_size: int) -> tuple[float, float]:
+    """Seconds at `batch_size` and their spread, from the two sizes next to it of (size, seconds, spread)."""
+    sizes = sorted({size for size, _, _ in points})
+    median = {size: statistics.median(seconds for each, seconds, _ in points if each == size) for size in sizes}
+    spread = max(LEAST_SPREAD, statistics.median(spread for _, _, spread in points))
     if batch_size in median:
         return median[batch_size], spread
     if len(sizes) == 1:

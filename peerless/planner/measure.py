@@ -13,6 +13,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
@@ -24,7 +25,8 @@ from contract.config import RunConfig
 from contract.gradients import GradientMean, arranged
 from contract.tensors import flatten, read_buffers
 from peerless.launch.workload import Workload
-from peerless.planner.calibration import VERSION, Calibration, Point, identity, machine_name
+from peerless.planner.calibration import UNDISTURBED, VERSION, Calibration, Point, identity, machine_name
+from peerless.planner.terms import deviation
 
 #: A size is timed for so long at most, and so often at least, beside once that does not count.
 SECONDS, LEAST, MOST = 2.0, 3, 15
@@ -36,19 +38,35 @@ MOST_THREADS = 10_240 // MB_PER_VCPU
 Step = Callable[[], None]
 
 
-def timed(step: Step, clock: Clock) -> tuple[float, float]:
-    """Median seconds of `step` and their relative spread, after once that warms up."""
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Of one piece of work: medians in seconds, and relative standard deviations."""
+
+    seconds: float
+    spread: float
+    cpu_seconds: float
+    """Processor time of the process, all its threads."""
+    cpu_spread: float
+
+
+def timed(step: Step, clock: Clock) -> Timing:
+    """What `step` takes, after once that warms up."""
     step()
-    found: list[float] = []
+    passed: list[float] = []
+    used: list[float] = []
     begun = clock.monotonic()
-    while len(found) < LEAST or (len(found) < MOST and clock.monotonic() - begun < SECONDS):
-        start = clock.monotonic()
+    while len(passed) < LEAST or (len(passed) < MOST and clock.monotonic() - begun < SECONDS):
+        start, cpu = clock.monotonic(), clock.cpu()
         step()
-        found.append(clock.monotonic() - start)
-    median = statistics.median(found)
-    # The median absolute deviation, as a standard deviation of normal times: a single hiccup does not count.
-    deviation = 1.4826 * statistics.median(abs(each - median) for each in found)
-    return median, deviation / median
+        passed.append(clock.monotonic() - start)
+        used.append(clock.cpu() - cpu)
+    # A median absolute deviation does not count a single hiccup.
+    return Timing(
+        seconds=statistics.median(passed),
+        spread=deviation(passed),
+        cpu_seconds=statistics.median(used),
+        cpu_spread=deviation(used),
+    )
 
 
 def probe(clock: Clock) -> float:
@@ -80,16 +98,23 @@ def thread_counts(cores: int) -> tuple[int, ...]:
 
 def calibrate(config: RunConfig, work: Workload, clock: Clock, cores: int, log: Callable[[str], None]) -> Calibration:
     """Measure the configured model. Raises ModelError, NonFiniteGradient, MemoryError as a run's worker would."""
-    points = []
+    points: list[Point] = []
     before = torch.get_num_threads()
     try:
         for batch_size in sizes(config.batch_size):
             for threads in thread_counts(cores):
+                if threads > 1 and not undisturbed(points):
+                    continue  # threads wait for each other, and then for everything else that runs here
                 torch.set_num_threads(threads)
-                seconds, spread = timed(_step(config, work, batch_size), clock)
-                points.append(Point(batch_size=batch_size, threads=threads, crowd=1, seconds=seconds, spread=spread))
-                log(f"{batch_size} samples, {threads} threads: {1_000 * seconds:.1f} ms")
-        if cores > 1:
+                found = timed(_step(config, work, batch_size), clock)
+                points.append(_point(batch_size, threads, 1, [found]))
+                log(
+                    f"{batch_size} samples, {threads} threads: {1_000 * found.seconds:.1f} ms, "
+                    f"{1_000 * found.cpu_seconds:.1f} ms of processor time"
+                )
+        if not undisturbed(points):
+            log("the machine is busy: several threads were not timed; measure again when it is not, for closer figures")
+        elif cores > 1:
             points.append(_crowded(config, work, cores, clock))
             log(f"{cores} batches at once: {1_000 * points[-1].seconds:.1f} ms each")
     finally:
@@ -106,10 +131,16 @@ def calibrate(config: RunConfig, work: Workload, clock: Clock, cores: int, log: 
     )
 
 
+def undisturbed(points: Sequence[Point]) -> bool:
+    """Whether batches on one thread had a core for themselves."""
+    alone = [point for point in points if point.threads == point.crowd == 1]
+    return all(point.cpu_seconds >= UNDISTURBED * point.seconds for point in alone)
+
+
 def _crowded(config: RunConfig, work: Workload, crowd: int, clock: Clock) -> Point:
     """A batch of the configured size on each core at the same time, with a thread each."""
     steps = [_step(config, work, config.batch_size) for _ in range(crowd)]
-    found: list[tuple[float, float]] = []
+    found: list[Timing] = []
     failed: list[BaseException] = []
 
     def one(step: Step) -> None:
@@ -126,8 +157,20 @@ def _crowded(config: RunConfig, work: Workload, crowd: int, clock: Clock) -> Poi
         thread.join()
     if failed:
         raise failed[0]
-    seconds, spread = (statistics.median(column) for column in zip(*found, strict=True))
-    return Point(batch_size=config.batch_size, threads=1, crowd=crowd, seconds=seconds, spread=spread)
+    return _point(config.batch_size, 1, crowd, found)
+
+
+def _point(batch_size: int, threads: int, crowd: int, found: Sequence[Timing]) -> Point:
+    """The median of all that were timed at once."""
+    return Point(
+        batch_size=batch_size,
+        threads=threads,
+        crowd=crowd,
+        seconds=statistics.median(each.seconds for each in found),
+        spread=statistics.median(each.spread for each in found),
+        cpu_seconds=statistics.median(each.cpu_seconds for each in found),
+        cpu_spread=statistics.median(each.cpu_spread for each in found),
+    )
 
 
 def _step(config: RunConfig, work: Workload, batch_size: int) -> Step:

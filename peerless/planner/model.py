@@ -133,10 +133,14 @@ class Model:
         return compute, self._exchange(bare)
 
     def rounds(self, peers: int) -> int:
-        """Until the end. Raises UserError for an accuracy that no run has shown, or other peers than that run's."""
+        """Until the end. Raises UserError for an accuracy that no run has shown, or with other peers."""
         limit = self.job.rounds(peers)
         if self._accuracy is None:
             return limit
+        if peers != self.job.config.peers:
+            raise UserError(
+                "--target-accuracy: rounds are known for the configured peers alone; leave --vary peers out"
+            )
         found = self.calibration.rounds_to(self._accuracy)
         if found is None:
             shown = max((pair[1] for pair in self.calibration.accuracy), default=None)

@@ -1,4 +1,4 @@
-"""What the planner found, for the terminal: the frontier as a table and as a scatter, and the verdict in sentences."""
+"""What the planner found: the frontier as a table, a scatter in characters and a picture; the verdict in sentences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from peerless.planner.choice import Marks
-from peerless.planner.model import Prediction
+from peerless.planner.model import Prediction, band
+from peerless.planner.plan import Plan
 from peerless.planner.verdict import Verdict, span
+from peerless.report import charts
+from peerless.report.axes import Axis
 
 #: Size of the scatter in characters.
 WIDTH, HEIGHT = 60, 12
@@ -34,16 +37,29 @@ def labels(marks: Marks, count: int) -> dict[int, str]:
 def table(found: Sequence[Prediction], marks: Marks, configured: Prediction) -> RenderableType:
     """The frontier, the fastest first, and the configuration as it is in the last row."""
     made = Table(title="time and money: plans that no other beats in both", title_justify="left")
-    for name in ("", "s a round", "USD a round", "to the end", "USD", "gradients", "exchange", "machines"):
-        made.add_column(name, justify="right" if name.startswith(("s ", "USD", "to ")) else "left")
+    for name in ("", "a round", "USD", "to the end", "USD", "plan"):
+        made.add_column(name, justify="left" if name in ("", "plan") else "right")
     named = labels(marks, len(found))
     every = math.ceil(len(found) / ROWS)
     for at, plan in enumerate(found):
         if at % every == 0 or at in named:
-            made.add_row(named.get(at, ""), *_cells(plan))
+            made.add_row(named.get(at, ""), *_figures(plan), described(plan.plan, configured.plan))
     made.add_section()
-    made.add_row("as configured", *_cells(configured))
+    made.add_row("as configured", *_figures(configured), described(configured.plan, None))
     return made
+
+
+def described(plan: Plan, configured: Plan | None) -> str:
+    """A plan in a line: where gradients are computed, the machines, and what else differs from the configuration."""
+    text = "instances"
+    if plan.service == "lambda":
+        mode = "Express" if plan.express else plan.state_machine.removesuffix("_map")
+        text = f"Lambda {plan.memory_mb:,} MB x {plan.batches_per_worker} {mode}"
+    parts = [text, f"{plan.peers} {plan.instance_type}"]
+    for name in ("codec", "topology", "broker"):
+        if configured is None or getattr(plan, name) != getattr(configured, name):
+            parts.append(getattr(plan, name))
+    return ", ".join(parts)
 
 
 def scatter(found: Sequence[Prediction], marks: Marks, configured: Prediction) -> str:
@@ -51,23 +67,43 @@ def scatter(found: Sequence[Prediction], marks: Marks, configured: Prediction) -
 
     F, K, C, T: fastest, knee, cheapest, taken; the last of them where they coincide.
     """
-    points = [(plan.seconds, plan.usd, PLAN) for plan in found]
-    points.append((configured.seconds, configured.usd, CONFIGURED))
-    lettered = [(marks.fastest, "F"), (marks.cheapest, "C"), (marks.knee, "K")]
-    lettered += [] if marks.chosen is None else [(marks.chosen, "T")]
-    points += [(found[at].seconds, found[at].usd, letter) for at, letter in lettered]
-    xs, ys = ([math.log(point[axis]) for point in points] for axis in (0, 1))
+    placed = [(plan, PLAN) for plan in found] + [(configured, CONFIGURED)]
+    placed += [(found[marks.fastest], "F"), (found[marks.cheapest], "C"), (found[marks.knee], "K")]
+    placed += [] if marks.chosen is None else [(found[marks.chosen], "T")]
+    seconds, usd = ([plan.seconds for plan, _ in placed], [plan.usd for plan, _ in placed])
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
-    for x, y, (_, _, sign) in zip(xs, ys, points, strict=True):
-        row = HEIGHT - 1 - _place(y, min(ys), max(ys), HEIGHT)
-        grid[row][_place(x, min(xs), max(xs), WIDTH)] = sign
-    seconds, usd = (sorted(point[axis] for point in points) for axis in (0, 1))
-    side = {0: f"{usd[-1]:.3g} USD", HEIGHT - 1: f"{usd[0]:.3g} USD"}
+    for plan, sign in placed:
+        row = HEIGHT - 1 - _place(plan.usd, usd, HEIGHT)
+        grid[row][_place(plan.seconds, seconds, WIDTH)] = sign
+    side = {0: f"{max(usd):.3g} USD", HEIGHT - 1: f"{min(usd):.3g} USD"}
     lines = [f"{side.get(row, ''):>12} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(grid)]
     lines.append(f"{'':12} └{'─' * WIDTH}")
-    lines.append(f"{'':14}{span(seconds[0])}{span(seconds[-1]):>{WIDTH - len(span(seconds[0]))}}")
+    lines.append(f"{'':14}{span(min(seconds))}{span(max(seconds)):>{WIDTH - len(span(min(seconds)))}}")
     lines.append(f"{'':14}F fastest, K knee, C cheapest, T taken, {CONFIGURED} as configured")
     return "\n".join(lines)
+
+
+def svg(found: Sequence[Prediction], marks: Marks, configured: Prediction) -> str:
+    """The same as a picture that stands alone, with the bands of the cost. XML text."""
+    named = labels(marks, len(found))
+    frontier = charts.Line(
+        name="no other plan is cheaper and faster",
+        points=[(plan.seconds, plan.usd) for plan in found],
+        labels=[named.get(at, "") for at in range(len(found))],
+        joined=True,
+        ranges=[_range(plan) for plan in found],
+    )
+    now = charts.Line(name="as configured", points=[(configured.seconds, configured.usd)], ranges=[_range(configured)])
+    picture = charts.scatter(
+        "Time and money of this run",
+        f"{len(found)} plans from {span(found[0].seconds)} and {found[0].usd:.3g} USD to {span(found[-1].seconds)} and "
+        f"{found[-1].usd:.3g} USD; as configured {span(configured.seconds)} and {configured.usd:.3g} USD.",
+        [frontier, now],
+        x=Axis(label="seconds to the end", log=True),
+        y=Axis(label="USD to the end", log=True),
+        size=(640, 420),
+    )
+    return picture.replace(">", f"><style>{charts.STYLE}</style>", 1)
 
 
 def shown(
@@ -88,21 +124,12 @@ def shown(
     return Group(*rows)
 
 
-def _cells(found: Prediction) -> tuple[str, ...]:
-    plan = found.plan
-    if plan.service == "lambda":
-        mode = "express" if plan.express else plan.state_machine.removesuffix("_map")
-        gradients = f"Lambda {plan.memory_mb:,} MB, {plan.batches_per_worker} a worker, {mode}"
-    else:
-        gradients = "instances"
+def _figures(found: Prediction) -> tuple[str, ...]:
     return (
-        f"{found.round_seconds:.3g} ±{found.round_spread:.0%}",
-        f"{found.round_usd:.3g}",
+        f"{span(found.round_seconds)} ±{found.round_spread:.0%}",
+        f"{found.round_usd:.2g}",
         span(found.seconds),
         f"{found.usd:.3g} ±{found.usd_spread:.0%}",
-        gradients,
-        f"{plan.codec}, {plan.topology}",
-        f"{plan.peers} x {plan.instance_type}, {plan.broker}",
     )
 
 
@@ -110,5 +137,13 @@ def _both(found: Prediction) -> str:
     return f"{span(found.seconds)} ±{found.seconds_spread:.0%} and {found.usd:.3g} USD ±{found.usd_spread:.0%}"
 
 
-def _place(value: float, low: float, high: float, size: int) -> int:
-    return 0 if high <= low else min(size - 1, round((value - low) / (high - low) * (size - 1)))
+def _range(found: Prediction) -> tuple[float, float]:
+    """The band of the cost, one standard deviation to either side; above 0, as a logarithm asks for."""
+    low, high = band(found.usd, found.usd_spread)
+    return max(low, found.usd / 100), high
+
+
+def _place(value: float, values: Sequence[float], size: int) -> int:
+    """Where `value` lies between the least and the most of `values`, in logarithms: from 0 to size - 1."""
+    low, high = math.log(min(values)), math.log(max(values))
+    return 0 if high <= low else min(size - 1, round((math.log(value) - low) / (high - low) * (size - 1)))

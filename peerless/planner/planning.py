@@ -22,6 +22,7 @@ from peerless.planner.measure import calibrate
 from peerless.planner.model import Model, Prediction
 from peerless.planner.plan import Plan
 from peerless.planner.search import Axes, frontier
+from peerless.planner.terms import Term, spread, total
 from peerless.planner.verdict import Verdict, judge
 
 #: What `batches_per_worker = "auto"` gives an invocation, in seconds (peer_agent/compute/division.py).
@@ -147,12 +148,28 @@ def _refined(found: Calibration, run: str, model: str, known: Assumptions, log: 
         work = Workload.of(config, log)
     if identity(config, work.prepared.sample_shape) != model:
         raise UserError(f"--from-run {run}: it trained another model, or on other inputs, than this configuration")
-    bare = dataclasses.replace(found, corrections=())
     job = Job.of(config, work)
+    log(comparison(measured, _round(job, found, known, measured)))
+    bare = dataclasses.replace(found, corrections=())
     plan = configured_plan(job, bare)
+    here = measured.where.startswith("local.")
+    step = local.step_seconds(job, plan, bare) if here else workers.step(job, plan, bare, known).value
+    return refine.refined(found, measured, _round(job, bare, known, measured), step)
+
+
+def comparison(measured: refine.Measured, terms: Sequence[Term]) -> str:
+    """Predicted beside actual, for people."""
+    seconds, relative = total(terms), spread(terms)
+    off = seconds / measured.round_seconds - 1
+    return (
+        f"{measured.run}: a round took {measured.round_seconds:.3g} s (median of {measured.rounds}); predicted before "
+        f"it was known: {seconds:.3g} s ±{relative:.0%}, {abs(off):.0%} {'more' if off > 0 else 'less'}"
+    )
+
+
+def _round(job: Job, calibration: Calibration, known: Assumptions, measured: refine.Measured) -> Sequence[Term]:
+    """Predicted seconds of a round where the run was."""
+    plan = configured_plan(job, calibration)
     if measured.where.startswith("local."):
-        terms, step = local.round_terms(job, plan, bare, known), local.step_seconds(job, plan, bare)
-    else:
-        prediction = Model(job, bare, known).predict(plan)
-        terms, step = prediction.terms, workers.step(job, plan, bare, known).value
-    return refine.refined(found, measured, terms, step)
+        return local.predicted(job, plan, calibration, known)
+    return Model(job, calibration, known).predict(plan).terms

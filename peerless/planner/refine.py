@@ -19,7 +19,7 @@ from contract.config import RunConfig
 from contract.errors import UserError
 from peerless.launch.run_folder import RunFolder
 from peerless.planner.calibration import LEAST_SPREAD, Calibration, Correction
-from peerless.planner.terms import Term, total
+from peerless.planner.terms import Term, deviation, total
 
 #: Rounds that warm up.
 WARM = 2
@@ -124,14 +124,6 @@ def refined(calibration: Calibration, found: Measured, terms: Sequence[Term], st
 def corrected(calibration: Calibration, where: str, terms: Sequence[Term]) -> tuple[Term, ...]:
     """Predicted terms of a round `where` (Measured.where), as runs there have shown them to be."""
     return tuple(_corrected(calibration.correction(where, term.part), term) for term in terms)
-
-
-def deviation(times: Sequence[float]) -> float:
-    """Relative standard deviation, from the median absolute one, so that a hiccup does not count; 0 for one time."""
-    if len(times) < 2:
-        return 0.0
-    median = statistics.median(times)
-    return 1.4826 * statistics.median(abs(each - median) for each in times) / median
 
 
 def _corrected(found: Correction | None, term: Term) -> Term:

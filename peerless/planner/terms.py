@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,3 +49,11 @@ def least_sure(terms: Sequence[Term]) -> Term | None:
     """The term that the band comes from most; None where all are exact."""
     widest = max(terms, key=lambda term: term.value * term.spread, default=None)
     return widest if widest is not None and widest.spread else None
+
+
+def deviation(times: Sequence[float]) -> float:
+    """Relative standard deviation, from the median absolute one, so that a hiccup does not count; 0 for one time."""
+    if len(times) < 2:
+        return 0.0
+    median = statistics.median(times)
+    return 1.4826 * statistics.median(abs(each - median) for each in times) / median if median else 0.0

@@ -113,7 +113,7 @@ def crossover(model: Model, by_lambda: Prediction, by_instances: Prediction) -> 
 
     if model.job.takes_steps or not wins(LARGEST_BURST):
         return None
-    low, high = 0, LARGEST_BURST  # wins(high), and more batches never turn it back: workers are added, passes are not
+    low, high = 0, LARGEST_BURST  # more batches add workers to one side and passes to the other
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if wins(middle) else (middle, high)

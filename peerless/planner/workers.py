@@ -17,8 +17,10 @@ from peerless.planner.plan import Plan
 from peerless.planner.terms import Part, Term, total
 from statemachines.gradients import INLINE_CONCURRENCY
 
-#: State transitions as a peer's own meter counts them, at most (peer_agent/meter.py; a test compares them).
-EXECUTION_TRANSITIONS, TASK_TRANSITIONS, REDUCE_TRANSITIONS = 4, 3, 2 + tree.MOST_LEVELS
+#: State transitions: the state of the map, with the states that add gradients up where there are some. Of a Standard
+#: workflow each state that is entered is billed, and each child that a distributed map starts
+#: (https://docs.aws.amazon.com/step-functions/latest/dg/concepts-transitions.html).
+MAP_TRANSITIONS, REDUCE_TRANSITIONS = 1, 2 + tree.MOST_LEVELS
 #: Memory by which Express executions are billed at least, MB.
 EXPRESS_MB = 64
 #: A worker needs at most this much beside what a process with the data set had: room for the runtime.
@@ -204,8 +206,14 @@ def _transitions_usd(plan: Plan, found: Shares, reducers: int, seconds: float, p
         express = book()["step_functions"]
         hours = plan.peers * seconds * EXPRESS_MB / 1_024 / 3_600
         return plan.peers * express["express_request"].usd + hours * express["express_gb_hour"].usd
-    each = EXECUTION_TRANSITIONS + (REDUCE_TRANSITIONS if reducers else 0)
-    return (plan.peers * each + (found.everyone + reducers) * TASK_TRANSITIONS) * prices.transition_usd
+    return transitions(plan, found.everyone, reducers) * prices.transition_usd
+
+
+def transitions(plan: Plan, workers: int, reducers: int) -> int:
+    """Of all peers' executions of a round, of so many invocations."""
+    each = MAP_TRANSITIONS + (REDUCE_TRANSITIONS if reducers else 0)
+    children = workers if plan.state_machine == "distributed_map" else 0
+    return plan.peers * each + workers + reducers + children
 
 
 def _requests_usd(job: Job, plan: Plan, found: Shares, fresh: int, reducers: int, prices: Prices) -> float:

@@ -12,7 +12,15 @@ from peerless.planner.job import Job
 def calibration(*, seconds: float = 0.5, batch_size: int = 100, spread: float = 0.05, **changes: Any) -> Calibration:
     """A batch takes `seconds`, one of half the size half of it, and with two threads 60% of it (a share of 0.8)."""
     points = [
-        Point(batch_size=size, threads=threads, crowd=1, seconds=each, spread=spread)
+        Point(
+            batch_size=size,
+            threads=threads,
+            crowd=1,
+            seconds=each,
+            spread=spread,
+            cpu_seconds=each * threads,
+            cpu_spread=spread,
+        )
         for size, threads, each in (
             (batch_size // 2, 1, seconds / 2),
             (batch_size, 1, seconds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -55,10 +56,16 @@ def test_from_a_measurement_to_a_changed_configuration(
     assert after["changes"] == {}
     assert after["configured"]["usd"] == pytest.approx(again["frontier"][again["marks"]["chosen"]]["usd"])
     # For people: a table, a picture, and sentences.
-    assert run(monkeypatch) == 0
+    assert run(monkeypatch, "--svg", "frontier.svg") == 0
     shown = capsys.readouterr().out
     for text in ("as configured", "F fastest, K knee, C cheapest", "Serverless", "g5.xlarge", "Taken"):
         assert text in shown
+    drawn = ElementTree.fromstring((place / "frontier.svg").read_text())  # noqa: S314
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "USD to the end" in texts
+    assert any("fastest" in (text or "") for text in texts)
+    assert run(monkeypatch, "--svg", "absent/frontier.svg") == 2
+    assert "absent/frontier.svg: the picture cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

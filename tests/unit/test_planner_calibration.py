@@ -13,7 +13,7 @@ from contract.errors import UserError
 from peerless.planner import local, measure, refine
 from peerless.planner.assumptions import assumptions
 from peerless.planner.calibration import Calibration, Point, identity, path_of
-from peerless.planner.planning import configured_plan
+from peerless.planner.planning import comparison, configured_plan
 from peerless.planner.terms import total
 from tests.fakes.clock import FakeClock
 from tests.fakes.planning import calibration, job
@@ -21,9 +21,28 @@ from tests.fakes.planning import calibration, job
 
 def test_the_median_of_steps_without_the_first() -> None:
     clock, takes = FakeClock(), iter([9.0, 0.5, 0.7, 0.6, 0.6, 0.5])
-    seconds, spread = measure.timed(lambda: clock.sleep(next(takes)), clock)
-    assert seconds == pytest.approx(0.6)  # of 0.5, 0.7, 0.6 and 0.6: then two seconds are over
-    assert spread == pytest.approx(1.4826 * 0.05 / 0.6)
+    found = measure.timed(lambda: clock.use_cpu(next(takes)), clock)
+    assert found.seconds == pytest.approx(0.6)  # of 0.5, 0.7, 0.6 and 0.6: then two seconds are over
+    assert found.spread == pytest.approx(1.4826 * 0.05 / 0.6)
+    assert (found.cpu_seconds, found.cpu_spread) == (pytest.approx(0.6), pytest.approx(found.spread))
+
+
+def test_what_else_the_machine_does_is_no_processor_time() -> None:
+    clock, others = FakeClock(), iter([0.0, 1.0, 5.0, 2.0])
+
+    def step() -> None:
+        clock.use_cpu(0.25)
+        clock.advance(next(others))
+
+    found = measure.timed(step, clock)
+    assert (found.seconds, found.cpu_seconds) == (pytest.approx(2.25), pytest.approx(0.25))
+    assert found.spread > 0.5
+    assert found.cpu_spread == pytest.approx(0.0, abs=1e-9)
+    busy = Point(batch_size=100, threads=1, crowd=1, seconds=found.seconds, spread=found.spread,
+                 cpu_seconds=found.cpu_seconds, cpu_spread=found.cpu_spread)  # fmt: skip
+    kept = calibration(points=(busy,))
+    assert kept.step(100, 1) == (pytest.approx(0.25), 0.03)  # for another machine
+    assert kept.step(100, 1, crowd=1)[0] == pytest.approx(2.25)  # for this one, as it is
 
 
 def test_slow_steps_are_timed_three_times_and_fast_ones_no_more_than_fifteen() -> None:
@@ -34,7 +53,8 @@ def test_slow_steps_are_timed_three_times_and_fast_ones_no_more_than_fifteen() -
             count[0] += 1
             clock.sleep(each)
 
-        assert measure.timed(step, clock) == (pytest.approx(each), pytest.approx(0, abs=1e-9))
+        found = measure.timed(step, clock)
+        assert (found.seconds, found.spread) == (pytest.approx(each), pytest.approx(0, abs=1e-9))
         assert count[0] == expected
 
 
@@ -46,8 +66,17 @@ def test_what_is_timed() -> None:
     assert measure.thread_counts(64) == (1, 2, 4, 5)
 
 
+def test_a_busy_machine_is_seen() -> None:
+    alone = point(100, 0.5)
+    assert measure.undisturbed([alone, dataclasses.replace(alone, threads=2, cpu_seconds=0.1)])
+    assert not measure.undisturbed([alone, dataclasses.replace(alone, batch_size=50, cpu_seconds=0.3)])
+
+
 def point(batch_size: int, seconds: float, threads: int = 1, crowd: int = 1) -> Point:
-    return Point(batch_size=batch_size, threads=threads, crowd=crowd, seconds=seconds, spread=0.05)
+    return Point(
+        batch_size=batch_size, threads=threads, crowd=crowd, seconds=seconds, spread=0.05,
+        cpu_seconds=seconds * threads, cpu_spread=0.05,
+    )  # fmt: skip
 
 
 def test_between_sizes_and_beyond_them_time_is_a_straight_line() -> None:
@@ -61,6 +90,8 @@ def test_between_sizes_and_beyond_them_time_is_a_straight_line() -> None:
     steep = calibration(points=(point(32, 0.1), point(64, 1.0)))
     assert steep.step(16, 1)[0] == pytest.approx(0.05)  # the line would end below nothing
     one = calibration(points=(point(64, 1.0),))
+    with pytest.raises(ValueError, match="one thread"):
+        calibration(points=(point(64, 1.0, threads=2),))
     assert one.step(32, 1) == (pytest.approx(0.5), 0.15)
 
 
@@ -71,6 +102,10 @@ def test_threads_shrink_a_step_by_what_they_were_measured_to() -> None:
     assert found.step(100, 4)[0] == pytest.approx(0.5 * (0.2 + 0.8 / 4))
     assert found.step(100, 4)[1] > found.step(100, 2)[1] == pytest.approx(0.05)
     assert found.step(100, 0.5)[0] == pytest.approx(1.0)
+    disturbed = tuple(dataclasses.replace(each, cpu_seconds=0.5 * each.seconds) for each in found.points)
+    assert calibration(points=disturbed).parallel() == (0.8, 0.25)  # as if two threads had not been timed
+    slow = tuple(dataclasses.replace(each, seconds=0.9) if each.threads == 2 else each for each in found.points)
+    assert calibration(points=slow).parallel()[0] == 0.0  # threads that only get in each other's way
     unknown = calibration(points=(point(100, 0.5),))
     assert unknown.parallel()[0] == 0.8
     assert unknown.parallel()[1] == 0.25
@@ -155,6 +190,10 @@ def test_a_run_predicted_after_it_was_seen_takes_what_it_took() -> None:
     assert parts["exchange"] == pytest.approx(3.0)
     assert better.rounds_to(0.85) == 5
     assert better.rounds_to(0.95) is None
+    told = comparison(seen, terms)
+    assert told.startswith("seen: a round took 12 s (median of 3); predicted before it was known: ")
+    assert told.endswith("less")
+    assert f"{total(terms):.3g} s" in told
     # Another run of the same kind takes its place; one of another kind stands beside it.
     again = refine.refined(better, seen, terms, step)
     assert again.corrections == better.corrections

@@ -31,10 +31,19 @@ NOTHING = [
 ] + ["aws.line_bytes_per_second=1e21", "speed.lambda_arm64=1", "speed.t4g=1"]  # fmt: skip
 
 
-def test_what_the_meter_counts_is_what_the_planner_counts() -> None:
-    assert workers.EXECUTION_TRANSITIONS == meter.EXECUTION_TRANSITIONS
-    assert workers.TASK_TRANSITIONS == meter.TASK_TRANSITIONS
-    assert workers.REDUCE_TRANSITIONS == meter.REDUCE_TRANSITIONS
+def test_state_transitions_are_never_more_than_a_peers_meter_counts() -> None:
+    plan = configured_plan(job(), calibration())
+    assert workers.transitions(plan, 64, 0) == 4 + 64
+    assert workers.transitions(dataclasses.replace(plan, state_machine="distributed_map"), 64, 0) == 4 + 2 * 64
+    assert workers.transitions(plan, 64, 8) == 4 * (1 + 1 + 3 + 1) + 64 + 8  # a choice, three levels, their end
+    for mode in ("inline_map", "distributed_map", "parallel"):
+        for reducers in (0, 8):
+            most = 4 * (meter.EXECUTION_TRANSITIONS + (meter.REDUCE_TRANSITIONS if reducers else 0))
+            most += (64 + reducers) * meter.TASK_TRANSITIONS
+            assert workers.transitions(dataclasses.replace(plan, state_machine=mode), 64, reducers) <= most
+
+
+def test_auto_is_what_a_peer_makes_of_it() -> None:
     assert planning.AUTO_SECONDS == division.WORTH_SECONDS
 
 
@@ -77,7 +86,7 @@ def test_the_bill_of_a_round_worked_out_by_hand() -> None:
     prediction = Model(found, calibration(), known).predict(configured)
     batches = 4 * 16
     gb_seconds = batches * 0.5 * 1_769 / 1_024
-    pieces = gb_seconds * 0.0000133334 + batches * 0.0000002 + (4 * 4 + batches * 3) * 0.000025
+    pieces = gb_seconds * 0.0000133334 + batches * 0.0000002 + (4 + batches) * 0.000025
     hour = sum(cost.hourly(Settings(peers=4)).values())
     # The rest are S3's requests: three GETs and a PUT per worker, and a few of the peers.
     expected = pieces + batches * (3 * 0.0000004 + 0.000005) + hour / 3_600 * 0.5
@@ -191,6 +200,8 @@ def test_rounds_until_an_accuracy() -> None:
     assert Model(found, seen, assumptions(), accuracy=0.95).predict(plan).rounds == 10
     with pytest.raises(UserError, match=r"seen reached 98\.00%"):
         Model(found, seen, assumptions(), accuracy=0.99).predict(plan)
+    with pytest.raises(UserError, match="configured peers alone"):
+        Model(found, seen, assumptions(), accuracy=0.95).predict(dataclasses.replace(plan, peers=8))
     with pytest.raises(UserError, match="--from-run"):
         Model(found, calibration(), assumptions(), accuracy=0.5).predict(plan)
 
