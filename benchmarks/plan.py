@@ -5,6 +5,9 @@ counts, so that a machine whose pace changes meanwhile is told from a wrong mode
 the next; the first ones are left out, because workers and caches warm up. An error is the difference of prediction and
 measurement, relative to the latter. `median_step_error` says how much of it is the batches' own time: the calibration's
 against what the workers measured.
+
+Predictions are of a machine without other work. `slowed` tells how much there was while models were timed: the time of
+a batch over its processor time. Where it is well above 1, errors are the other work's and say nothing of the planner.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class Compared:
     """Seconds of a round."""
     spread: float
     measured: float
+    slowed: float
+    """Time over processor time of a batch, while the model was timed."""
     step_error: float
     """Relative: of the batches' time, prediction against what workers measured."""
 
@@ -82,6 +87,7 @@ def figures(found: list[Compared]) -> list[Figure]:
             name="median_step_error", value=statistics.median(each.step_error for each in found), unit="of a batch",
             better="lower",
         ),
+        Figure(name="slowed", value=statistics.median(each.slowed for each in found), unit="x", better="lower"),
     ]  # fmt: skip
     for each in found:
         made += [
@@ -123,6 +129,12 @@ def compared(name: str, job: Job, calibrations: tuple[Calibration, Calibration],
         predicted=statistics.fmean(total(terms) for terms in pairs),
         spread=statistics.fmean(spread(terms) for terms in pairs),
         measured=each,
+        slowed=statistics.median(
+            point.seconds / point.cpu_seconds
+            for calibration in calibrations
+            for point in calibration.points
+            if point.threads == point.crowd == 1
+        ),
         step_error=abs(step - told) / told,
     )
     _tell(f"{name}: predicted {made.predicted:.3g} s ±{made.spread:.0%}, measured {made.measured:.3g} s")

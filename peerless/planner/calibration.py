@@ -101,21 +101,19 @@ class Calibration:
         if not any(point.threads == point.crowd == 1 for point in self.points):
             raise ValueError("a calibration needs a measurement with one thread and nothing beside it")
 
-    def step(self, batch_size: int, vcpus: float, crowd: int = 0) -> tuple[float, float]:
-        """Seconds of a batch with so many vCPUs of this machine, and their relative spread.
+    def step(self, batch_size: int, vcpus: float, crowd: int = 1) -> tuple[float, float]:
+        """Seconds of a batch with so many vCPUs of this machine, and their relative spread: alone, or with a `crowd` of
+        batches computed at once.
 
-        By processor time, so that what else the machine did while it was measured does not count; with a `crowd` of
-        batches at once (1: it alone), by the time that it took.
+        By processor time, so that what else the machine did while it was measured does not count.
         """
         alone = [point for point in self.points if point.threads == 1 and point.crowd == 1]
         seconds, spread = _line([(each.batch_size, each.cpu_seconds, each.cpu_spread) for each in alone], batch_size)
-        if crowd:
+        together = [point for point in self.points if point.threads == 1 and point.crowd > 1]
+        if crowd > 1 and together:
             waited = [(each.batch_size, each.seconds, each.spread) for each in alone]
-            seconds, spread = _line(waited, batch_size)
-            together = [point for point in self.points if point.threads == 1 and point.crowd > 1]
-            if crowd > 1 and together:
-                slower = statistics.median(each.seconds / _line(waited, each.batch_size)[0] for each in together)
-                seconds, spread = seconds * slower, max(spread, *(each.spread for each in together))
+            slower = statistics.median(each.seconds / _line(waited, each.batch_size)[0] for each in together)
+            seconds, spread = seconds * slower, max(spread, *(each.spread for each in together))
         if vcpus <= 1:
             return seconds / vcpus, spread
         share, unsure = self.parallel()

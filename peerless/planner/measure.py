@@ -31,7 +31,7 @@ from peerless.planner.terms import deviation
 #: A size is timed for so long at most, and so often at least, beside once that does not count.
 SECONDS, LEAST, MOST = 2.0, 3, 15
 #: Bytes over which the probe makes a digest, and rounds of plain Python that it counts.
-_PROBE_BYTES, _PROBE_ROUNDS, _PROBES = 4 << 20, 60_000, 7
+_PROBE_BYTES, _PROBE_ROUNDS = 4 << 20, 60_000
 #: Workers of more vCPUs than Lambda sells are not asked for.
 MOST_THREADS = 10_240 // MB_PER_VCPU
 
@@ -70,20 +70,14 @@ def timed(step: Step, clock: Clock) -> Timing:
 
 
 def probe(clock: Clock) -> float:
-    """Seconds of a fixed piece of work (digests, plain Python): the pace of servers and peers on this machine."""
+    """Processor seconds of a fixed piece of work (digests, plain Python): the pace of servers and peers here."""
     content = bytes(_PROBE_BYTES)
 
     def work() -> None:
         hashlib.md5(content, usedforsecurity=False).digest()
         sum(number % 7 for number in range(_PROBE_ROUNDS))
 
-    work()
-    found = []
-    for _ in range(_PROBES):
-        start = clock.monotonic()
-        work()
-        found.append(clock.monotonic() - start)
-    return statistics.median(found)
+    return timed(work, clock).cpu_seconds
 
 
 def sizes(batch_size: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from tests.fakes.planning import calibration, job
 
 def test_errors_are_relative_to_what_was_measured() -> None:
     made = [
-        Compared(name=name, predicted=predicted, spread=0.1, measured=2.0, step_error=0.1)
+        Compared(name=name, predicted=predicted, spread=0.1, measured=2.0, slowed=1.0, step_error=0.1)
         for name, predicted in (("a", 1.0), ("b", 2.2), ("c", 2.6))
     ]
     found = {figure.name: figure.value for figure in figures(made)}
@@ -37,6 +37,7 @@ def test_warm_up_does_not_count_and_both_calibrations_do() -> None:
     work, before, after = job(batches_per_round=2), calibration(seconds=0.5), calibration(seconds=0.7)
     found = compared("one", work, (before, after), peers)
     assert found.measured == pytest.approx(3.0)
+    assert found.slowed == 1.0
     assert found.step_error == pytest.approx(0.2 / 0.8)
     each = [total(local.predicted(work, configured_plan(work, one), one, assumptions())) for one in (before, after)]
     assert found.predicted == pytest.approx(sum(each) / 2)
