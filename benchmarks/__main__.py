@@ -19,6 +19,7 @@ BENCHMARKS = {
     "images": "the container images, without a container engine: import time, memory, one invocation",
     "aggregation": "16 contributions of 100 MB by every strategy: memory in model sizes, time against memcpy",
     "memory": "a whole peer among 16 with 100 MB each: what a round takes beyond model and optimizer state",
+    "plan": "the planner's predicted seconds of a round against measured ones: three models, two and four peers",
     "codec": "the vendored QSGD codec: speed against memcpy and torch, size, error and import cost",
 }
 
