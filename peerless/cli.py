@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws, join, statemachine
+from peerless.commands import aws, join, reproduce, statemachine
 from peerless.commands.options import (
     Config,
     Json,
@@ -155,6 +155,7 @@ def local_status(as_json: Json = False) -> None:
 join.register(app)
 aws.register(app)
 statemachine.register(app)
+reproduce.register(app)
 
 
 def report_error(error: PeerlessError) -> int:

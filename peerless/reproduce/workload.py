@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from contract.errors import ConfigError
 from peerless.cost.paper import Used, full_cost_usd
-from peerless.reproduce.tables import TABLE_2, TABLE_3, Instance, Serverless
+from peerless.reproduce.tables import PEERS, SAMPLES_PER_PEER, TABLE_2, TABLE_3, Instance, Serverless
 
 #: Lambda gives a function one vCPU per so many MB, and at most so many MB.
 MB_A_VCPU = 1_769
@@ -40,8 +40,11 @@ T2_LARGE_VCPUS = 2
 PAPER_THREADS = 1
 #: A worker of several batches keeps their sum beside the gradient of one: 128,807,306 float32.
 SUM_MB = 516
-#: Where Standard executions are billed: a worker's task, with its start and end; and the execution's own states.
-TRANSITIONS_A_WORKER, TRANSITIONS_AN_EXECUTION = 3, 4
+#: State transitions of a Standard execution beside its workers' tasks: start, map, end, and one more state at most.
+TRANSITIONS_AN_EXECUTION = 4
+#: Of a worker: its task, in a `Parallel` state or an inline map, which has at most so many at once; above that, in a
+#: distributed map, the start and end of an execution of its own as well.
+TRANSITIONS_A_WORKER, INLINE_AT_ONCE, TRANSITIONS_A_CHILD = 1, 40, 3
 #: Steps of the memory sizes that are searched, MB.
 MEMORY_STEP = 128
 #: The peer's instance while its workers compute: the paper's, and today's cheapest of that size.
@@ -75,6 +78,17 @@ def computing(column: Serverless, threads: int = PAPER_THREADS) -> float:
 def predicted_seconds(column: Serverless, threads: int = PAPER_THREADS) -> float:
     """What the model gives for Table II's time to compute gradients."""
     return start_seconds(threads) + computing(column, threads)
+
+
+def time_reduction(batch_size: int, peers: int) -> float:
+    """Share of the time for gradients that one worker per batch takes off, where MNIST is divided among so many peers.
+
+    For other numbers of peers than four only the instance's batches become fewer; a worker has one as before. Raises
+    ConfigError for a batch size without times.
+    """
+    batches = math.ceil(SAMPLES_PER_PEER * PEERS / peers / batch_size)
+    without = batches * vcpu_seconds(batch_size) / T2_LARGE_VCPUS
+    return 1 - predicted_seconds(_column(batch_size)[1]) / without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +138,7 @@ def plan(choice: Choice, *, speed: float = 1.0, start: float | None = None) -> P
     batches = _column(choice.batch_size)[1].batches
     pace = vcpu_seconds(choice.batch_size) / speed / min(choice.threads, choice.memory_mb / MB_A_VCPU)
     workers = math.ceil(batches / choice.batches_per_worker)
+    each = TRANSITIONS_A_WORKER if workers <= INLINE_AT_ONCE else TRANSITIONS_A_CHILD
     seconds = begin + min(choice.batches_per_worker, batches) * pace
     parts = full_cost_usd(
         Used(
@@ -133,7 +148,7 @@ def plan(choice: Choice, *, speed: float = 1.0, start: float | None = None) -> P
             architecture=choice.architecture,
             invocations=workers,
             worker_seconds=workers * begin + batches * pace,
-            transitions=workers * TRANSITIONS_A_WORKER + TRANSITIONS_AN_EXECUTION,
+            transitions=workers * each + TRANSITIONS_AN_EXECUTION,
             puts=workers + 1,
             gets=batches + 2 * workers,
         )

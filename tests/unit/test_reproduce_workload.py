@@ -18,6 +18,7 @@ from peerless.reproduce.workload import (
     search,
     smallest_mb,
     start_seconds,
+    time_reduction,
     vcpu_seconds,
 )
 
@@ -45,6 +46,13 @@ def test_as_many_threads_as_vcpus_do_not_whatever_the_constant() -> None:
     assert 0.38 < worst < 0.40
 
 
+def test_the_time_reductions_that_the_papers_text_names() -> None:
+    """That of eight peers is from no table, so nothing was fitted to it."""
+    assert time_reduction(64, peers=4) == pytest.approx(0.9734, abs=0.002)
+    assert time_reduction(128, peers=8) == pytest.approx(0.9204, abs=0.002)
+    assert time_reduction(1024, peers=12) < time_reduction(1024, peers=4)
+
+
 def test_the_fitted_constant_is_the_best_one() -> None:
     def squares(start: float) -> float:
         return sum(((start + computing(column)) / column.seconds - 1) ** 2 for column in TABLE_2)
@@ -63,12 +71,18 @@ def test_a_plan_worked_out_by_hand() -> None:
     assert made.seconds == pytest.approx(7.0 + 5 * 5.6)
     assert made.parts["workers"] == pytest.approx((24 * 7.0 + 118 * 5.6) * 2.5 * 0.0000133334)
     assert made.parts["instance"] == pytest.approx(35.0 * 0.0230 / 3600)
-    assert made.parts["transitions"] == pytest.approx((3 * 24 + 4) * 0.000025)
+    assert made.parts["transitions"] == pytest.approx((24 + 4) * 0.000025)
     assert made.parts["requests"] == pytest.approx(24 * 0.0000002)
     assert made.parts["s3"] == pytest.approx(25 * 0.000005 + (118 + 48) * 0.0000004)
     assert made.usd == pytest.approx(sum(made.parts.values()))
     assert made.reduction == pytest.approx(1 - 35.0 / 394.8)
     assert made.factor == pytest.approx(made.usd / (394.8 * 0.00002578))
+
+
+def test_more_workers_than_an_inline_map_takes_cost_more_transitions() -> None:
+    choice = Choice(batch_size=128, batches_per_worker=2, memory_mb=2560, threads=1)
+    assert plan(choice).workers == 59
+    assert plan(choice).parts["transitions"] == pytest.approx((3 * 59 + 4) * 0.000025)
 
 
 def test_the_cheapest_plan_is_nine_tenths_faster_and_costs_less_than_twice_as_much() -> None:
