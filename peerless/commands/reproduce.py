@@ -18,7 +18,12 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="table2 or table3.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="table1, table2, table3, figure3, figure4, figure5 or figure6.", show_default=False
+        ),
+    ],
     scale: Annotated[
         Scale,
         typer.Option(help="small: within ten minutes on two cores; full: the paper's numbers of images and epochs."),
@@ -28,7 +33,7 @@ def reproduce(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run what a table or figure of the paper shows; write it as Markdown, JSON and CSV beside the paper's figures.
+    """Run what a table or figure of the paper shows; write it as Markdown, JSON, CSV and SVG beside the paper's own.
 
     Every row says whether it is measured here, computed from the price book, derived by a model, or the paper's.
     """

@@ -6,13 +6,17 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from contract.config import with_overrides
 from peerless.reproduce import result as results
 from peerless.reproduce.experiment import Experiment, Outcome, Scale
 from peerless.reproduce.result import Result
 
+#: Images that the saved model is tested on where a run uses only some of the training set.
+SMALL_TEST = 512
 #: Below the folder of the result, one folder for each run.
 RUNS = "runs"
 
@@ -51,8 +55,28 @@ def local_training(config: Mapping[str, Any], folder: Path) -> Outcome:
     from peerless import api
     from peerless.report.progress import Silent
 
-    run = api.train(config, run_dir=folder, observer=Silent())
+    run = api.train(config, dataset=_cut(config), run_dir=folder, observer=Silent())
     return Outcome(summary=run.summary, events=run.metrics())
+
+
+def _cut(config: Mapping[str, Any]) -> Any:
+    """The data of a run that uses only some of them, with as few test images; None where it uses all.
+
+    The test of the saved model would otherwise take longer than such a run.
+    """
+    from peerless import data
+
+    chosen = with_overrides(config, (), "experiment").data
+    if not chosen.train_samples:
+        return None
+    whole, kept = data.load(chosen), chosen.train_samples + chosen.validation_samples
+    return replace(
+        whole,
+        train_x=whole.train_x[:kept],
+        train_y=whole.train_y[:kept],
+        test_x=None if whole.test_x is None else whole.test_x[:SMALL_TEST],
+        test_y=None if whole.test_y is None else whole.test_y[:SMALL_TEST],
+    )
 
 
 def machine() -> str:

@@ -13,7 +13,7 @@ from peerless.cli import main
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["table9"], "'table9' is none of table1, table2, table3"),
+        (["table9"], "'table9' is none of table1, table2, table3, figure3, figure4, figure5, figure6"),
         (
             ["table3", "--out", "used"],
             "used: the folder of the result exists and is not empty; name another with --out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 
 from contract.config import with_overrides
 from contract.errors import RunFailed, UserError
+from peerless.cli import main
 from peerless.reproduce.experiment import Experiment, Outcome, Scale
 from peerless.reproduce.experiments import EXPERIMENTS, named
+from peerless.reproduce.figure6 import validations
 from peerless.reproduce.result import Origin, Result, Row, Table, check_folder, markdown, text_of, write
 from peerless.reproduce.runner import reproduce
 from tests.fakes.reproduced import outcome
@@ -101,6 +104,53 @@ def test_table_1_divides_the_totals_by_the_epochs() -> None:
     assert row(table, Origin.MEASURED, "seconds per epoch") == pytest.approx((4.0, 0.5, 1.0, 0.25, 0.75))
     shares = row(table, Origin.COMPUTED, "here: share of the epoch, %")
     assert sum(shares) == pytest.approx(100)
+
+
+def test_figure_3_holds_the_two_values_that_the_text_gives() -> None:
+    result = made_of(EXPERIMENTS["figure3"])
+    reductions = result.tables[0]
+    assert row(reductions, Origin.PAPER, "4 peers") == (97.34, None, None, None)
+    assert row(reductions, Origin.PAPER, "8 peers") == (None, 92.04, None, None)
+    assert row(reductions, Origin.DERIVED, "8 peers")[1] == pytest.approx(92.04, abs=0.2)
+    assert [table.title.split()[0] for table in result.tables[1:]] == ["4", "8"]
+    assert row(result.tables[1], Origin.MEASURED, "with workers") == pytest.approx((6.0, 6.0, 6.0))
+
+
+def test_figure_4_adds_sending_and_receiving_up() -> None:
+    table = made_of(EXPERIMENTS["figure4"]).tables[0]
+    assert table.columns == ("2 peers", "4 peers", "8 peers")
+    assert row(table, Origin.MEASURED, "communication: seconds") == pytest.approx((2.25, 2.25, 2.25))
+    assert row(table, Origin.MEASURED, "sent and received: MB") == pytest.approx((6.0, 6.0, 6.0))
+
+
+def test_figure_5_compares_codecs() -> None:
+    result = made_of(EXPERIMENTS["figure5"])
+    assert result.tables[0].columns == ("uncompressed", "QSGD, 8 bits", "QSGD, 4 bits")
+    assert row(result.tables[0], Origin.MEASURED, "sent: MB") == pytest.approx((1.0, 1.0, 1.0))
+    assert set(result.charts) == {"figure5-64.svg", "figure5-128.svg"}
+
+
+def test_figure_6_finds_the_best_validation_and_the_largest_fall() -> None:
+    (table,) = made_of(EXPERIMENTS["figure6"]).tables
+    assert row(table, Origin.PAPER, "synchronous")[:3] == (128, None, 84.3)
+    found = row(table, Origin.MEASURED, "asynchronous")
+    assert found == pytest.approx((3, 3, 75.0, 25.0, 50.0, 12.5))
+    assert validations(outcome("a", SECONDS, accuracy=(0.5,))) == [(0.0, 0.0, 0.5)]
+    run = outcome("a", SECONDS, accuracy=(0.5, 0.7))
+    another = {"round": 1, "rank": 1, "t": 1_003.0, "event": "validated", "validation_accuracy": 0.9}
+    both = Outcome(summary=run.summary, events=[*run.events, another])
+    assert validations(both) == [(0.0, 0.0, 0.5), (1.0, 2.0, pytest.approx(0.8))]
+    with pytest.raises(RunFailed, match="validated nothing"):
+        validations(outcome("a", SECONDS))
+
+
+def test_the_help_names_every_experiment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["peerless", "reproduce", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert all(name in told for name in EXPERIMENTS)
 
 
 def test_the_three_forms_hold_the_same_figures(tmp_path: Path) -> None:
