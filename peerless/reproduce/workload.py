@@ -40,11 +40,12 @@ T2_LARGE_VCPUS = 2
 PAPER_THREADS = 1
 #: A worker of several batches keeps their sum beside the gradient of one: 128,807,306 float32.
 SUM_MB = 516
-#: State transitions of a Standard execution beside its workers' tasks: start, map, end, and one more state at most.
-TRANSITIONS_AN_EXECUTION = 4
+#: State transitions that are billed of a Standard execution beside its workers: the state that holds their tasks
+#: (https://aws.amazon.com/step-functions/pricing/).
+TRANSITIONS_AN_EXECUTION = 1
 #: Of a worker: its task, in a `Parallel` state or an inline map, which has at most so many at once; above that, in a
-#: distributed map, the start and end of an execution of its own as well.
-TRANSITIONS_A_WORKER, INLINE_AT_ONCE, TRANSITIONS_A_CHILD = 1, 40, 3
+#: distributed map, an execution of its own as well.
+TRANSITIONS_A_WORKER, INLINE_AT_ONCE, TRANSITIONS_A_CHILD = 1, 40, 2
 #: Steps of the memory sizes that are searched, MB.
 MEMORY_STEP = 128
 #: The peer's instance while its workers compute: the paper's, and today's cheapest of that size.

@@ -71,7 +71,7 @@ def test_a_plan_worked_out_by_hand() -> None:
     assert made.seconds == pytest.approx(7.0 + 5 * 5.6)
     assert made.parts["workers"] == pytest.approx((24 * 7.0 + 118 * 5.6) * 2.5 * 0.0000133334)
     assert made.parts["instance"] == pytest.approx(35.0 * 0.0230 / 3600)
-    assert made.parts["transitions"] == pytest.approx((24 + 4) * 0.000025)
+    assert made.parts["transitions"] == pytest.approx((24 + 1) * 0.000025)
     assert made.parts["requests"] == pytest.approx(24 * 0.0000002)
     assert made.parts["s3"] == pytest.approx(25 * 0.000005 + (118 + 48) * 0.0000004)
     assert made.usd == pytest.approx(sum(made.parts.values()))
@@ -82,7 +82,7 @@ def test_a_plan_worked_out_by_hand() -> None:
 def test_more_workers_than_an_inline_map_takes_cost_more_transitions() -> None:
     choice = Choice(batch_size=128, batches_per_worker=2, memory_mb=2560, threads=1)
     assert plan(choice).workers == 59
-    assert plan(choice).parts["transitions"] == pytest.approx((3 * 59 + 4) * 0.000025)
+    assert plan(choice).parts["transitions"] == pytest.approx((2 * 59 + 1) * 0.000025)
 
 
 def test_the_cheapest_plan_is_nine_tenths_faster_and_costs_less_than_twice_as_much() -> None:
