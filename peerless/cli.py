@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from contract.errors import PeerlessError, UserError
-from peerless.commands import aws, export, join, plan, report, runs, statemachine, watch
+from peerless.commands import aws, export, join, plan, report, reproduce, runs, statemachine, watch
 from peerless.commands.options import (
     Config,
     Json,
@@ -160,6 +160,7 @@ aws.register(app)
 report.register(app)
 statemachine.register(app)
 plan.register(app)
+reproduce.register(app)
 
 
 def report_error(error: PeerlessError) -> int:
