@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 #: What ends a peer's round: the commit that it applied, or in asynchronous mode the average that it took.
 ROUND_EVENTS = ("commit", "averaged")
@@ -51,6 +52,7 @@ class Lines:
         self._printed = -1
         self._asynchronous = False
         self._rejected = _FirstOfItsKind()
+        self._bill = RunningBill()
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -62,6 +64,8 @@ class Lines:
 
     def event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
+        if name == "bill":
+            self._bill.add(event)
         if name in ROUND_EVENTS:
             # In synchronous mode each peer reports the commit that it applies; one line is enough.
             news = event.get("validation_loss") is not None or event["round"] % 10 == 0
@@ -72,14 +76,15 @@ class Lines:
         elif not self._rejected.is_new(event) or (name == "validated" and not self._asynchronous):
             return  # a synchronous validation comes with its commit
         if (line := describe(event, self._rounds)) is not None:
-            self.note(line)
+            billed = name in ROUND_EVENTS and self._bill.text
+            self.note(f"{line}; {billed}" if billed else line)
 
 
 class Bars:
-    """A progress bar per peer, with the loss and the last validation beside it."""
+    """A progress bar per peer, with the loss and the last validation beside it, and the bill below all."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        self._progress = _Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
@@ -93,6 +98,7 @@ class Bars:
         self._validations: dict[int, str] = {}
         self._rounds = 0
         self._rejected = _FirstOfItsKind()
+        self._bill = RunningBill()
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +122,9 @@ class Bars:
             self._tasks[event["rank"]] = self._progress.add_task(
                 f"peer {event['rank']}", total=self._rounds, detail="joining"
             )
+        if event["event"] == "bill":
+            self._bill.add(event)
+            self._progress.below = self._bill.text
         task = self._tasks.get(event["rank"])
         if task is None:
             return
@@ -133,6 +142,37 @@ class Bars:
             self._progress.update(task, detail=f"{name}: {event.get('reason') or event.get('error', '')}")
         elif name != "validated" and self._rejected.is_new(event) and (line := describe(event, self._rounds)):
             self.note(line)
+
+
+class RunningBill:
+    """What a run has cost so far at most, as far as peers have told: the sum of each one's latest word."""
+
+    def __init__(self) -> None:
+        self._usd: dict[tuple[Any, int], float] = {}  # by part of the run and rank
+        self._as_if = False
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """An event `bill`."""
+        self._usd[event.get("run"), event["rank"]] = event["usd"]
+        self._as_if = event.get("as_if_on_aws", False)
+
+    @property
+    def text(self) -> str:
+        """For people; "" before the first bill."""
+        if not self._usd:
+            return ""
+        return f"at most {sum(self._usd.values()):.4f} USD so far{', as if on AWS' if self._as_if else ''}"
+
+
+class _Progress(Progress):
+    """With a line below the bars."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below)
 
 
 class _FirstOfItsKind:
