@@ -158,21 +158,22 @@ class Executions:
         assert json.loads(done["output"]) == {"retries": [0] * 3}
 
     @pytest.mark.parametrize("mode", Mode)
-    def test_what_is_billed_is_what_the_formula_says(self, executor: Executor, mode: Mode) -> None:
-        """Plain, with a reducer that has nothing to do, and with one that adds up."""
+    @pytest.mark.parametrize("reducing", ["no reducer", "nothing to reduce", "reduced"])
+    def test_what_is_billed_is_what_the_formula_says(self, executor: Executor, mode: Mode, reducing: str) -> None:
         children = mode is Mode.DISTRIBUTED_MAP
         if children and not self.children_are_told:
             pytest.skip("this executor does not tell of children; the other one does")
-        done = executor.run(mode, 3)
-        expected = transitions(mode, executions=1, invocations=3, children=3 * children)
-        assert executor.billed(done["executionArn"]) == expected
-        done = executor.execute(mode, 3, executor.plain_input(mode, 3), reducer_arn=executor.reducer_arn)
-        expected = transitions(mode, executions=1, invocations=3, children=3 * children, reducer=True)
-        assert executor.billed(done["executionArn"]) == expected
-        done = executor.reduce(mode, 9)
-        expected = transitions(
-            mode, executions=1, invocations=9 + reducers(9), children=(9 + 2) * children, reducer=True, reductions=1
-        )
+        if reducing == "no reducer":
+            done = executor.run(mode, 3)
+            expected = transitions(mode, executions=1, invocations=3, children=3 * children)
+        elif reducing == "reduced":
+            done = executor.reduce(mode, 9)
+            expected = transitions(
+                mode, executions=1, invocations=9 + reducers(9), children=(9 + 2) * children, reducer=True, reductions=1
+            )
+        else:
+            done = executor.execute(mode, 3, executor.plain_input(mode, 3), reducer_arn=executor.reducer_arn)
+            expected = transitions(mode, executions=1, invocations=3, children=3 * children, reducer=True)
         assert executor.billed(done["executionArn"]) == expected
 
     @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
