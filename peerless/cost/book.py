@@ -128,12 +128,17 @@ class Reader:
 
 
 @functools.cache
+def _own() -> dict[str, Sections]:
+    """Peerless's own prices by region."""
+    return _read(_OWN, None)
+
+
 def book(prices: str = "", region: str = HOME_REGION) -> Book:
     """The prices of `region`: Peerless's own, and over them those of the file `prices` ("": none).
 
     Raises ConfigError for a file that cannot be read, is malformed, or says nothing of the region.
     """
-    own = _read(_OWN, None)
+    own = _own()
     sections = {title: dict(rows) for title, rows in own[HOME_REGION].items()}
     told = _over(sections, own.get(region, {}))
     stand_ins = () if region == HOME_REGION else {f"{s}.{name}" for s, rows in sections.items() for name in rows} - told

@@ -150,6 +150,8 @@ def changed(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
     """The run's configuration with `overrides`. Raises ConfigError for one that a run cannot change half way."""
     before = contract.config.from_toml(folder.config)
     after = contract.config.from_toml(folder.config, overrides)
+    cost = shipping.resolve_paths(after, Path.cwd()).cost  # the other paths stay what they were
+    after = after.model_copy(update={"cost": cost})
     for name, value in after.model_dump().items():
         if name not in MAY_CHANGE and value != before.model_dump()[name]:
             raise ConfigError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import calendar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from contract.config import RunConfig
+from contract.errors import ConfigError
 from contract.records import PeerReport
 from contract.store import StoreCounts
 from contract.used import Used
@@ -16,6 +18,8 @@ from infra.settings import Settings
 from peerless import cost
 from peerless.cost.use import Use, hours_of, measure
 from peerless.launch.deployed import settings_for
+from peerless.launch.local_session import tariff_of
+from tests.fakes.clock import FakeClock
 from tests.unit.test_result import report
 
 NOW = float(calendar.timegm((2026, 11, 22, 12, 0, 0)))
@@ -194,3 +198,20 @@ def test_another_regions_deployment_is_billed_with_that_region() -> None:
     assert "none of eu-central-1" in warning
     chosen = cost.Tariff.deployed(configured(cost={"region": "us-east-1"}), Settings(peers=2), "eu-central-1")
     assert chosen.warnings(NOW) == []
+
+
+def test_a_launch_tells_of_old_prices_once_and_refuses_wrong_ones(tmp_path: Path) -> None:
+    own = tmp_path / "prices.toml"
+    row = '{ usd = 0.0000004, date = "2024-01", sure = "H", source = "an old page" }'
+    own.write_text(f"[us-east-1.s3]\nget = {row}\n")
+    config, clock = configured(cost={"prices": str(own)}), FakeClock(NOW)
+    notes: list[str] = []
+    observer: Any = SimpleNamespace(note=notes.append)
+    tariff = tariff_of(config, observer, clock)
+    assert tariff.prices.overridden == ("s3.get",)
+    (note,) = notes
+    assert note.startswith("note: 1 of ")
+    assert "(s3.get; the oldest is of 2024-01)" in note
+    own.write_text("[us-east-1.s3]\nget = 1\n")
+    with pytest.raises(ConfigError, match="a price needs usd, date, sure and source"):
+        tariff_of(config, observer, clock)
