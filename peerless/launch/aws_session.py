@@ -214,12 +214,13 @@ class Session:
                 tariff=self._tariff(config),
                 config=spec.config,
                 store=self._store,
+                requests=self._store.counts,
                 places=[spec.places],
                 events=folder.events,
                 now=self._clock.now(),
             )
-        except ConfigError as error:  # who takes a run up elsewhere need not have the prices that it was started with
-            self._observer.note(f"without a bill: {error}")
+        except ConfigError as cause:  # who takes a run up elsewhere need not have the prices that it was started with
+            self._observer.note(f"without a bill: {cause}")
         return result.conclude(
             folder,
             self._store,

@@ -11,7 +11,7 @@ from contract.config import RunConfig
 from contract.keys import Places
 from contract.records import PeerReport
 from contract.runspec import RunSpec
-from contract.store import ObjectStore
+from contract.store import ObjectStore, StoreCounts
 from peerless.cost import Bill, Tariff, hours_of, measure
 from peerless.launch.follow import EventTail
 
@@ -24,7 +24,8 @@ class Billing:
     config: RunConfig
     """Resolved: its state machine has a concrete form."""
     store: ObjectStore
-    """The launcher's, whose own requests are on the bill too."""
+    requests: StoreCounts
+    """What the launcher itself asked of S3, which is on the bill too."""
     places: Sequence[Places]
     """Of all parts of the run, the last one being the one that has just ended."""
     events: Path
@@ -46,7 +47,7 @@ class Billing:
             reports,
             counters=counters,
             counted_run=self.places[-1].run,
-            launcher=self.store.counts,
+            launcher=self.requests,
             hours=hours_of(begun, last_moments(self.events)),
             reducer=self.tariff.settings.reduce if self.tariff.settings else self.config.compute.reduce != "never",
         )

@@ -155,6 +155,7 @@ class Session:
                 tariff=desk.tariff,
                 config=self._config,
                 store=store,
+                requests=store.counts,
                 places=[*(self._places.of_run(run) for run in desk.parts.runs[:-1]), self._places],
                 events=desk.folder.events,
                 now=desk.clock.now(),
