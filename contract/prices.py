@@ -22,9 +22,11 @@ class Prices:
     """Of an S3 request that writes or lists."""
     get_usd: float = 0.0
     """Of an S3 request that reads."""
+    as_if_on_aws: bool = False
+    """Nothing of it is really billed, as in a local run: peers show what it would cost, and no limit ends the run."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
+            if not isinstance(value, bool) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"price {field.name} = {value} must be a number of US dollars, 0 or more")

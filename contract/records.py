@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from contract import jsonform, keys
 from contract.errors import CorruptObject
+from contract.used import Used
 
 
 class Record:
@@ -254,6 +255,8 @@ class PeerReport(Record):
     """By stage: seconds, cpu_percent, peak_bytes, peak_rss_bytes, bytes_in, bytes_out."""
     estimated_usd: float | None = None
     """At most so much is this peer's share of the run's bill, in US dollars; None where no prices were known."""
+    used: Used = field(default_factory=Used)
+    """What the bill is made of."""
     error: str | None = None
 
     def rejected(self, reason: str) -> int:

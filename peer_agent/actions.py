@@ -220,8 +220,7 @@ class Actions:
         steps = local_steps(self.spec.config, self.convergence.rate(own.round))
 
         def gradient_done(gradient: RoundGradient) -> Iterable[s.Event]:
-            per_worker = 1 if gradient.work is None else gradient.work.batches_per_worker
-            self.bill.charge(gradient.invocations, gradient.executions, per_worker, gradient.reducers)
+            self.bill.charge_round(gradient, len(self.spec.batches_for_round(self.me.rank, own.round)))
             own.gradient = gradient
             self._computing -= 1
             if own.round < self.machine.round:

@@ -87,8 +87,9 @@ class Meter:
         self._stages = 0.0
         self._running: tuple[int, int, float] | None = None  # batches, reducers, and begin of the stage under way
         limit = spec.config.aws.max_usd
-        self.limit_usd = limit / self._peers if limit and spec.prices is not None else None
-        """This peer's share of `aws.max_usd`; None where nothing limits it."""
+        limited = limit and spec.prices is not None and not spec.prices.as_if_on_aws
+        self.limit_usd = limit / self._peers if limited else None
+        """This peer's share of `aws.max_usd`; None where nothing limits it, or nothing is really billed."""
 
     def begin(self, batches: int, moment: float, reducers: int = 0) -> None:
         """A compute stage of so many batches begins, whose gradients so many reducers are to add up."""

@@ -140,6 +140,12 @@ class RoundGradient:
     """Those among them that added gradients up."""
     executions: int = 0
     """State machine executions; 0 in process."""
+    reductions: int = 0
+    """Those among them that were asked to add gradients up."""
+    children: int = 0
+    """Executions that their distributed maps started."""
+    items: int = 0
+    """Invocations that the round's batches were divided into, without retries and reducers."""
     bytes_in: int = 0
     """Bytes fetched: gradients from S3, or batches in process."""
     bytes_out: int = 0

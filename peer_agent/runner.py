@@ -299,5 +299,6 @@ class Runner:
             clipped={str(rank): rounds for rank, rounds in actions.clipped.items()},
             stages=self.ports.metrics.totals(),
             estimated_usd=actions.bill.usd,
+            used=actions.bill.used,
             error=error,
         )

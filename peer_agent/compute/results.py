@@ -119,6 +119,10 @@ class Effort:
     executions: int = 0
     invocations: int = 0
     reducers: int = 0
+    reductions: int = 0
+    """Executions that were asked to add gradients up."""
+    children: int = 0
+    """Executions that distributed maps started."""
     bytes_out: int = 0
     tree: Tree | None = None
     """What the last execution's reducers were asked; None without any."""

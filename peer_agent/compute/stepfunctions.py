@@ -144,6 +144,9 @@ class StepFunctionsGradientService:
             invocations=effort.invocations,
             reducers=effort.reducers,
             executions=effort.executions,
+            reductions=effort.reductions,
+            children=effort.children,
+            items=len(items),
             bytes_out=effort.bytes_out,
             failures=tuple(effort.failures[index] for index in effort.missing),
             batches_failed=sum(len(item.batches) for item in items if item.index in effort.missing),
@@ -229,6 +232,9 @@ class StepFunctionsGradientService:
             description = self._executions.run(task, text)
             ending = self._inquiry.ending(description, missing)
             effort.executions += 1
+            effort.reductions += effort.tree is not None
+            if self._mode == "distributed_map":
+                effort.children += len(missing) + (len(effort.tree.levels[0]) if effort.tree is not None else 0)
             effort.invocations += ending.invocations
             effort.bytes_out += len(text.encode()) + bytes_beside
             if effort.tree is not None:

@@ -17,6 +17,7 @@ from infra.settings import Settings
 from peerless import cost, data
 from peerless.launch import fit, parallel, quotas, result
 from peerless.launch.account import Account, told
+from peerless.launch.billing import Billing
 from peerless.launch.bucket_follow import BucketRun, Detached, Watch
 from peerless.launch.current import CurrentRun
 from peerless.launch.deployed import Deployment
@@ -85,25 +86,36 @@ class Session:
 
         Raises UserError, among others where a limit in US dollars could not be kept.
         """
-        settings = replace(self._deployment.settings, peers=self._peers)
-        unknown = tuple(cost.unpriced(settings))
+        settings, prices = self._settings, self._tariff(config).prices
+        unknown = tuple(cost.unpriced(settings, prices))
         if unknown and config.aws.max_usd:
             raise ConfigError(
                 f"aws.max_usd = {config.aws.max_usd} cannot be kept, because the price of {unknown[0]} is not known; "
                 "set it to 0 (aws.max_hours still holds), or deploy another instance type"
             )
-        hourly = cost.hourly(settings)
+        hourly = cost.hourly(settings, prices=prices)
         parts = ", ".join(f"{part} {usd:.4f}" for part, usd in hourly.items())
         self._observer.note(f"USD per hour while it trains: {sum(hourly.values()):.4f} ({parts})")
         if unknown:
             self._observer.note(f"not in that sum, because Peerless does not know the price: {', '.join(unknown)}")
+        for warning in self._tariff(config).warnings(self._clock.now()):
+            self._observer.note(f"note: {warning}")
         self._observer.note("on top comes what the run uses: gradient workers, state transitions, requests, storage")
         limit = f"{min(config.aws.max_hours, settings.max_hours):g} hours"  # instances keep the deployment's own, too
         if config.aws.max_usd:
             limit += f" or {config.aws.max_usd:g} USD"
         if not confirm(f"train with {self._peers} peers now, for at most {limit}?"):
             raise UserError("nothing was started")
-        return None if unknown else cost.run_prices(settings)
+        return self._tariff(config).for_peers()
+
+    @property
+    def _settings(self) -> Settings:
+        """Of the deployment, with as many peers as this run has."""
+        return replace(self._deployment.settings, peers=self._peers)
+
+    def _tariff(self, config: RunConfig) -> cost.Tariff:
+        """With what the run is billed. Raises ConfigError for prices that cannot be used."""
+        return cost.Tariff.deployed(config, self._settings, self._account.region)
 
     def provide(self, config: RunConfig, work: Workload, digest: str, prices: Prices | None) -> RunSpec:
         """Put the run into the buckets."""
@@ -196,6 +208,19 @@ class Session:
     ) -> dict[str, Any]:
         """Fetch the result into the run's folder."""
         self._observer.note("fetching the result")
+        bill: Billing | None = None
+        try:
+            bill = Billing(
+                tariff=self._tariff(config),
+                config=spec.config,
+                store=self._store,
+                requests=self._store.counts,
+                places=[spec.places],
+                events=folder.events,
+                now=self._clock.now(),
+            )
+        except ConfigError as cause:  # who takes a run up elsewhere need not have the prices that it was started with
+            self._observer.note(f"without a bill: {cause}")
         return result.conclude(
             folder,
             self._store,
@@ -204,6 +229,7 @@ class Session:
             spec.model,
             None if prepared is None else prepared.test_batches,
             counters=dict,
+            bill=bill,
             peak_memory_bytes=None,
             seconds_total=seconds,
             error=error,

@@ -84,6 +84,7 @@ def deploy(
     """
     shipping.check(config.code)
     target = target or (Target.local() if local else Target.aws())
+    prices = cost.book(config.cost.prices, config.cost.region or target.region)
     with tempfile.TemporaryDirectory(prefix="peerless-deploy-") as temporary:
         settings = dataclasses.replace(_settings(config, target, Path(temporary) / "code"), local_docker=local_docker)
         if not target.is_local:
@@ -95,7 +96,8 @@ def deploy(
         with told("ask who you are"):
             account = str(target.clients("sts").get_caller_identity()["Account"])
         bootstrapped = is_bootstrapped(target.clients)
-        for line in () if target.is_local else before(settings, account, target.region, leftover, bootstrapped):
+        where = account, target.region
+        for line in () if target.is_local else before(settings, *where, leftover, bootstrapped, prices):
             note(line)
         if not target.is_local and not confirm(f"deploy {settings.name} now?"):
             return None
@@ -128,7 +130,7 @@ def is_bootstrapped(clients: Clients) -> bool:
 
 
 def before(
-    settings: Settings, account: str, region: str, leftover: list[stacks.Stack], bootstrapped: bool
+    settings: Settings, account: str, region: str, leftover: list[stacks.Stack], bootstrapped: bool, prices: cost.Book
 ) -> list[str]:
     """What the user should know before saying yes: where it goes, what it costs by the hour, how long it takes."""
     lines = [f"deployment {settings.name!r} of {settings.peers} peers, account {account}, region {region}"]
@@ -138,10 +140,10 @@ def before(
             "and roles, among them CloudFormation's, which may do everything; `peerless destroy` leaves it"
         )
     for when, training in (("while it stands without a run", False), ("while a run trains", True)):
-        parts = cost.hourly(settings, training=training)
+        parts = cost.hourly(settings, training=training, prices=prices)
         told_parts = ", ".join(f"{name} {usd:.4f}" for name, usd in parts.items())
         lines.append(f"USD per hour {when}: {sum(parts.values()):.4f} ({told_parts})")
-    if unknown := cost.unpriced(settings):
+    if unknown := cost.unpriced(settings, prices):
         lines.append(f"not in that sum, because Peerless does not know the price: {', '.join(unknown)}")
     lines.append("on top comes what runs use: gradient workers, state transitions, requests, storage")
     lines += [f"no longer asked for, so it is deleted: {stack.name}" for stack in leftover]

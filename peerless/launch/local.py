@@ -28,6 +28,7 @@ from peerless.launch.local_session import (
     own_cloud,
     resources_of,
     resume_command,
+    tariff_of,
 )
 from peerless.launch.parts import Parts, held
 from peerless.launch.resources import places_for
@@ -65,6 +66,7 @@ def train_local(
         observer.note("reading the data" if dataset is not None else f"reading {config.data.source}")
         work = Workload.of(config, observer.note, dataset)
         resolved = resolve(config, work.prepared.batches, work.layout.elements)
+        tariff = tariff_of(resolved, observer, clock)
         check_broker(resolved)  # before there is a folder of a run that cannot start
         folder = RunFolder.create(target)
         try:
@@ -92,6 +94,7 @@ def train_local(
                         resources=resources,
                         parts=replace(parts, run_bucket=resources.places.run_bucket),
                         code_digest=digest,
+                        tariff=tariff,
                         started=started,
                     )
                     session = Session(desk, resolved, work.spec, work.prepared.test_batches)
@@ -108,6 +111,7 @@ def train_local(
                             machines=machines,
                             code_digest=digest,
                             clock=clock,
+                            prices=tariff.for_peers(),
                             object_bytes=data.LOCAL_OBJECT_BYTES,
                         )
                     )

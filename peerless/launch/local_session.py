@@ -28,9 +28,11 @@ from infra.local import ministack, unfinished
 from infra.local.broker_accounts import Accounts
 from infra.local.cloud import LocalCloud
 from infra.local.processes import Child
+from peerless.cost import Tariff
 from peerless.launch import result
+from peerless.launch.billing import Billing
 from peerless.launch.crew import Crew
-from peerless.launch.deployed import Deployment
+from peerless.launch.deployed import Deployment, settings_for
 from peerless.launch.follow import END_SECONDS, EventTail, Told, follow
 from peerless.launch.guests import wait_for_all
 from peerless.launch.interrupts import Interrupts
@@ -56,6 +58,8 @@ class Desk:
     parts: Parts
     """The internal run that the session is about is the last one."""
     code_digest: str
+    tariff: Tariff
+    """With what the run is billed, as if it were on AWS."""
     started: float
     """Monotonic seconds."""
     seconds_before: float = 0.0
@@ -147,6 +151,15 @@ class Session:
             run=desk.parts.run,
             resume=desk.command,
             counters=desk.resources.counters,
+            bill=Billing(
+                tariff=desk.tariff,
+                config=self._config,
+                store=store,
+                requests=store.counts,
+                places=[*(self._places.of_run(run) for run in desk.parts.runs[:-1]), self._places],
+                events=desk.folder.events,
+                now=desk.clock.now(),
+            ),
             peak_memory_bytes=self._memory.peak_bytes,
             seconds_total=lambda: desk.seconds_before + desk.clock.monotonic() - desk.started,
             error=error,
@@ -230,6 +243,17 @@ def start_peer(stack: ExitStack, folder: RunFolder, places: Places, rank: int, e
     )
     stack.callback(child.kill)
     return child
+
+
+def tariff_of(config: RunConfig, observer: Observer, clock: Clock) -> Tariff:
+    """With what a local run of `config` is billed, as if on AWS; tells what a user should know of the prices.
+
+    Raises ConfigError for prices that cannot be used.
+    """
+    tariff = Tariff.local(config, settings_for)
+    for warning in tariff.warnings(clock.now()):
+        observer.note(f"note: {warning}")
+    return tariff
 
 
 def own_environment(config: RunConfig, folder: RunFolder, code_digest: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +94,14 @@ def summarise(
     interrupted: bool = False,
     earlier: Sequence[PeerReport] = (),
     parts: int = 1,
+    cost: Mapping[str, Any] | None = None,
     resume: str | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json; every figure is measured, and null where nothing was.
 
     `told` says how far a run came that left no reports; `interrupted` says why it did. `earlier` are the reports of
     the parts of the run before this one, as far as they came to write any, `parts` how many there are with this one;
+    `cost` is the run's bill, where there is one (peerless/cost/bill.py);
     `resume` is the command that goes on with the run, where one can. `joined` are the ranks that the run did not begin
     with; one that has left is not lost, and its last weights are not the run's.
     """
@@ -145,6 +147,7 @@ def summarise(
         "lambda_invocations": sum(report.lambda_invocations for report in every),
         "state_machine_executions": sum(report.state_machine_executions for report in every),
         "estimated_usd": round(sum(bills), 6) if bills else None,
+        "cost": cost,
         "lambda_service": counters,
         "frames_rejected": {str(r.rank): r.frames_rejected for r in reports if r.frames_rejected},
         "rejected_by_sender": {sender: dict(reasons) for sender, reasons in sorted(told.rejected.items())},
@@ -169,6 +172,7 @@ def conclude(
     run: str | None = None,
     resume: str | None = None,
     counters: Callable[[], dict[str, Any]],
+    bill: Callable[[Sequence[PeerReport], Mapping[str, Any]], dict[str, Any]] | None = None,
     peak_memory_bytes: int | None,
     seconds_total: Callable[[], float],
     error: str | None,
@@ -178,8 +182,9 @@ def conclude(
 
     `error` is how the run failed, if it did: then the best weights so far are kept where they can be had, and nothing
     is raised that would hide it. `seconds_total` is asked last. `earlier` are the places of the run's earlier parts,
-    the first part first, `joined` the ranks that it did not begin with, `run` is its name where that is not the one of
-    `places`, and `resume` the command that goes on with it once it has come to an end that is none.
+    the first part first, `bill` gives what the run cost from the reports of all parts and the counters, `joined` are
+    the ranks that it did not begin with, `run` is its name where that is not the one of `places`, and `resume` the
+    command that goes on with it once it has come to an end that is none.
     """
     unless_failed = functools.partial(contextlib.suppress, *([PeerlessError] if error else []))
     reports: tuple[PeerReport, ...] = ()
@@ -197,6 +202,9 @@ def conclude(
         folder.write(folder.model, model.safetensors)
     with unless_failed():
         counted = counters()
+    cost: dict[str, Any] | None = None
+    with unless_failed():
+        cost = None if bill is None else bill([*before, *reports], counted)
     told = Told.of(folder.events)
     summary = summarise(
         run=run or places.run,
@@ -212,6 +220,7 @@ def conclude(
         interrupted=interrupted,
         earlier=before,
         parts=len(earlier) + 1,
+        cost=cost,
         resume=resume if told.rounds else None,
     )
     folder.write_summary(summary)

@@ -26,6 +26,7 @@ from contract.errors import ConfigError, ObjectMissing, RunFailed
 from contract.history import History, ResumePoint
 from contract.joining import Joined, joined_ranks
 from contract.keys import Place, Places, spec_place
+from contract.prices import Prices
 from contract.records import Commit
 from contract.runspec import RunSpec
 from contract.store import ObjectStore
@@ -44,14 +45,15 @@ from peerless.launch.local_session import (
     open_store,
     own_cloud,
     resources_of,
+    tariff_of,
 )
 from peerless.launch.parts import Parts
 from peerless.launch.run_folder import LOCAL_FOLDER, RunFolder
 from peerless.launch.workload import Workload
 from peerless.report.progress import Observer
 
-#: What of a configuration may be another one from here on: how long, with whom, and how the state is kept.
-MAY_CHANGE = ("epochs", "membership", "checkpoint", "early_stopping")
+#: What of a configuration may be another one from here on: how long, with whom, how the state is kept, at what prices.
+MAY_CHANGE = ("epochs", "membership", "checkpoint", "early_stopping", "cost")
 
 
 def resume_local(
@@ -89,6 +91,7 @@ def resume_local(
             resolved = old.config.model_copy(update={name: getattr(config, name) for name in MAY_CHANGE})
             history = History(store, old)
             point = resume_point(history, resolved, old)
+            tariff = tariff_of(resolved, observer, clock)
             deployment = deployment_of(config) if known.deployed else None
             places = old.places.of_run(parts.runs[-1])
             desk = Desk(
@@ -99,6 +102,7 @@ def resume_local(
                 resources=resources_of(stack, parts, places, cloud, deployment, config.peers),
                 parts=parts,
                 code_digest=digest,
+                tariff=tariff,
                 started=started,
                 seconds_before=seconds_before(folder),
             )
@@ -113,7 +117,8 @@ def resume_local(
             session.bring(guests)
             for guest in guests:
                 observer.note(f"peer {guest.rank}, which had joined, goes on with its data, which are still here")
-            session.ready(continued(store, old, resolved, places, point, machines, clock))
+            prices = tariff.for_peers()
+            session.ready(continued(store, old, resolved, places, point, machines, clock, prices))
             clear(store, history, point)
             folder.summary.unlink(missing_ok=True)
             interrupts.end_in_order()
@@ -145,6 +150,8 @@ def changed(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
     """The run's configuration with `overrides`. Raises ConfigError for one that a run cannot change half way."""
     before = contract.config.from_toml(folder.config)
     after = contract.config.from_toml(folder.config, overrides)
+    cost = shipping.resolve_paths(after, Path.cwd()).cost  # the other paths stay what they were
+    after = after.model_copy(update={"cost": cost})
     for name, value in after.model_dump().items():
         if name not in MAY_CHANGE and value != before.model_dump()[name]:
             raise ConfigError(
@@ -188,10 +195,12 @@ def continued(
     point: ResumePoint,
     machines: tuple[str, ...],
     clock: Clock,
+    prices: Prices | None = None,
 ) -> RunSpec:
     """Put the new internal run beside the old one; gives its specification.
 
-    What names a run's own place is copied; the batches, which are most of it, are not.
+    What names a run's own place is copied; the batches, which are most of it, are not. `prices` are for the peers'
+    meters.
     """
     copies: list[tuple[Place, Place]] = [
         (old.places.manifest(rank), places.manifest(rank)) for rank in range(config.peers)
@@ -211,6 +220,7 @@ def continued(
         initial_weights=point.weights_sha256,
         state_machines=machines,
         created=clock.now(),
+        prices=prices,
         origin=point.origin,
     )
     store.create(places.spec(), spec.to_json())

@@ -52,7 +52,8 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         update={"path": absolute(config.data.path), "test_path": absolute(config.data.test_path)}
     )
     code = config.code.model_copy(update={"include": tuple(absolute(item) for item in config.code.include)})
-    return config.model_copy(update={"data": data, "code": code, "init_from": absolute(config.init_from)})
+    cost = config.cost.model_copy(update={"prices": absolute(config.cost.prices)})
+    return config.model_copy(update={"data": data, "code": code, "cost": cost, "init_from": absolute(config.init_from)})
 
 
 def check(code: CodeConfig) -> None:

@@ -49,6 +49,7 @@ class Lines:
         self._printed = -1
         self._asynchronous = False
         self._rejected = FirstOfItsKind()
+        self._bill = RunningBill()
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -60,6 +61,8 @@ class Lines:
 
     def event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
+        if name == "bill":
+            self._bill.add(event)
         if name in ROUND_EVENTS:
             # In synchronous mode each peer reports the commit that it applies; one line is enough.
             news = event.get("validation_loss") is not None or event["round"] % 10 == 0
@@ -70,7 +73,28 @@ class Lines:
         elif not self._rejected.is_new(event) or (name == "validated" and not self._asynchronous):
             return  # a synchronous validation comes with its commit
         if (line := describe(event, self._rounds)) is not None:
-            self.note(line)
+            billed = name in ROUND_EVENTS and self._bill.text
+            self.note(f"{line}; {billed}" if billed else line)
+
+
+class RunningBill:
+    """What a run has cost so far at most, as far as peers have told: the sum of each one's latest word."""
+
+    def __init__(self) -> None:
+        self._usd: dict[tuple[Any, int], float] = {}  # by part of the run and rank
+        self._as_if = False
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """An event `bill`."""
+        self._usd[event.get("run"), event["rank"]] = event["usd"]
+        self._as_if = event.get("as_if_on_aws", False)
+
+    @property
+    def text(self) -> str:
+        """For people; "" before the first bill."""
+        if not self._usd:
+            return ""
+        return f"at most {sum(self._usd.values()):.4f} USD so far{', as if on AWS' if self._as_if else ''}"
 
 
 class FirstOfItsKind:

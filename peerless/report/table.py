@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+#: Parts of a bill that are named.
+MOST_PARTS = 4
 STAGES = ("compute", "send", "receive", "update", "convergence")
 
 
@@ -49,11 +51,28 @@ def result_table(summary: Mapping[str, Any], folder: str) -> RenderableType:
         rows["to go on"] = summary["resume"]
     if summary["peak_memory_bytes"] is not None:
         rows["memory"] = f"at most {summary['peak_memory_bytes'] / 1e9:.2f} GB over all processes"
-    if summary.get("estimated_usd") is not None:
+    if summary.get("cost") is not None:
+        rows |= _cost(summary["cost"])
+    elif summary.get("estimated_usd") is not None:
         rows["cost"] = f"at most {summary['estimated_usd']:.4f} USD, by the peers' own count"
     for name, value in rows.items():
         head.add_row(name, value)
     return Group(head, _stages(summary["stages"])) if summary["stages"] else head
+
+
+def _cost(cost: Mapping[str, Any]) -> dict[str, str]:
+    """The bill: all in all, the largest parts, and what is to be known of them."""
+    parts = sorted(cost["parts"].items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {usd:.4f}" for name, usd in parts[:MOST_PARTS])
+    if more := parts[MOST_PARTS:]:
+        told += f", {len(more)} more parts {sum(usd for _, usd in more):.4f}"
+    where = f"{'as if on AWS, ' if cost['as_if_on_aws'] else ''}prices of {cost['prices']['region']}"
+    rows = {"cost": f"{cost['total']:.4f} USD ({where}): {told}"}
+    notes = [f"without {', '.join(cost['unpriced'])}, whose price is unknown"] if cost["unpriced"] else []
+    if cost["estimated"]:
+        notes.append(f"worked out from what workers told, not counted: {', '.join(cost['estimated'])}")
+    notes += cost["prices"]["warnings"]
+    return {**rows, "of the cost": "; ".join(notes)} if notes else rows
 
 
 def _rejected(sender: str, reasons: Mapping[str, int]) -> str:

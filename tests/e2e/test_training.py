@@ -27,6 +27,13 @@ def test_a_synchronous_run_ends_with_the_same_weights_everywhere(first: dict, wo
     assert first["test_accuracy"] > 0.9
     assert first["state_machine_executions"] == 3 * first["rounds"]
     assert first["lambda_invocations"] == first["lambda_service"]["invocations"] == 3 * (2 + 2 + 1) * 2
+    counted, billed = first["lambda_service"], first["cost"]
+    assert billed["as_if_on_aws"]
+    milliseconds = counted["billed_ms"] + counted["init_ms"]
+    assert billed["use"]["lambda_gb_seconds"] == pytest.approx(milliseconds / 1_000 * 1_769 / 1_024)
+    assert billed["use"]["state_transitions"] == first["state_machine_executions"] + first["lambda_invocations"]
+    assert billed["parts"]["worker requests"] == pytest.approx(first["lambda_invocations"] * 0.0000002)
+    assert billed["total"] == pytest.approx(sum(billed["parts"].values()))
     assert first["compression_ratio"] > 5, "a small model: headers count"
     folder = workplace.path / "first"
     assert {path.name for path in folder.iterdir()} == {

@@ -14,11 +14,13 @@ from contract.batches import BatchRef
 from contract.keys import Place
 from contract.reduce_tasks import groups
 from contract.tasks import Failure, distributed_input, inline_input, items_json
+from contract.tree import reducers
 from infra.local.lambda_client import LambdaService
 from peer_agent.compute import attempts
 from peer_agent.compute.diagnosis import Ending, of_children
 from peer_agent.compute.reduced import LEVELS
 from statemachines import Mode, definition, gradients, render
+from statemachines.transitions import transitions
 
 BUCKET = "executions"
 
@@ -97,6 +99,23 @@ class Executor:
         self.s3.put_object(Bucket=items.bucket, Key=items.key, Body=items_json(refs))
         return distributed_input(common, items)
 
+    def billed(self, execution: str) -> int:
+        """State transitions by the history of an execution and of what its distributed maps started: states entered,
+        attempts after the first, and one for each child."""
+        pages = self.sfn.get_paginator("get_execution_history").paginate(executionArn=execution)
+        types = [event["type"] for page in pages for event in page["events"]]
+        again = types.count("TaskScheduled") - types.count("TaskStateEntered")
+        return sum(type_.endswith("StateEntered") for type_ in types) + again + self._of_children(execution)
+
+    def _of_children(self, execution: str) -> int:
+        runs = self.sfn.list_map_runs(executionArn=execution)["mapRuns"]
+        children = [
+            child["executionArn"]
+            for run in runs
+            for child in self.sfn.list_executions(mapRunArn=run["mapRunArn"])["executions"]
+        ]
+        return sum(1 + self.billed(child) for child in children)
+
     @staticmethod
     def _role(name: str) -> str:
         return f"arn:aws:iam::123456789012:role/{name}"
@@ -137,6 +156,31 @@ class Executions:
         text = executor.plain_input(mode, 3)
         done = executor.execute(mode, 3, text, reducer_arn=executor.reducer_arn)
         assert json.loads(done["output"]) == {"retries": [0] * 3}
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("reducing", ["no reducer", "nothing to reduce", "reduced"])
+    def test_what_is_billed_is_what_the_formula_says(self, executor: Executor, mode: Mode, reducing: str) -> None:
+        children = mode is Mode.DISTRIBUTED_MAP
+        if children and not self.children_are_told:
+            pytest.skip("this executor does not tell of children; the other one does")
+        if reducing == "no reducer":
+            done = executor.run(mode, 3)
+            expected = transitions(mode, executions=1, invocations=3, children=3 * children)
+        elif reducing == "reduced":
+            done = executor.reduce(mode, 9)
+            expected = transitions(
+                mode, executions=1, invocations=9 + reducers(9), children=(9 + 2) * children, reducer=True, reductions=1
+            )
+        else:
+            done = executor.execute(mode, 3, executor.plain_input(mode, 3), reducer_arn=executor.reducer_arn)
+            expected = transitions(mode, executions=1, invocations=3, children=3 * children, reducer=True)
+        assert executor.billed(done["executionArn"]) == expected
+
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_failures_that_are_caught_are_billed_as_the_formula_says(self, executor: Executor, mode: Mode) -> None:
+        done = executor.run(mode, 3, {1: ("ModelError", 99)}, 1)
+        expected = transitions(mode, executions=1, invocations=done["invocations"], caught=1)
+        assert executor.billed(done["executionArn"]) == expected
 
     @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
     def test_a_permanent_error_fails_the_execution(self, executor: Executor, mode: Mode) -> None:

@@ -18,6 +18,7 @@ from infra.local.lambda_client import LambdaService
 from infra.local.lambda_http import Server
 from infra.local.lambda_service import Functions, front
 from statemachines import Mode
+from statemachines.transitions import transitions
 from tests.fakes.executions import BUCKET, Executions, Executor
 
 NAME, REDUCER = "worker", "reducer"
@@ -71,6 +72,9 @@ class TestExecutedByMoto(Executions):
         done = executor.run(mode, 3, {1: (error, 2)})
         assert (done["status"], done["invocations"]) == ("SUCCEEDED", 5)
         assert json.loads(done["output"]) == {"retries": [0, 2, 0]}
+        if mode is not Mode.DISTRIBUTED_MAP:
+            billed = transitions(mode, executions=1, invocations=done["invocations"])
+            assert executor.billed(done["executionArn"]) == billed, "each attempt costs a transition"
         assert len(slept) == 2
         assert slept[0] <= 1.0
         assert slept[1] <= 2.0

@@ -144,6 +144,14 @@ def test_the_limit_is_shared_by_all_peers() -> None:
     assert meter.reached(CREATED + 2.51 * 3_600, 0.0, NOTHING)
 
 
+def test_a_bill_as_if_on_aws_ends_nothing() -> None:
+    spec = priced(max_usd=2.0)
+    rehearsal = Meter(dataclasses.replace(spec, prices=dataclasses.replace(PRICES, as_if_on_aws=True)), now=CREATED)
+    assert rehearsal.limit_usd is None
+    assert not rehearsal.reached(CREATED + 9 * 3_600, 0.0, NOTHING)
+    assert rehearsal.usd(CREATED + 3_600, 0.0, NOTHING) == pytest.approx(0.2), "and is counted all the same"
+
+
 def test_without_prices_or_without_a_limit_nothing_ends() -> None:
     free = Meter(dataclasses.replace(priced(max_usd=0.01), prices=None), now=CREATED)
     free.begin(2, 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from peerless.report.progress import Lines
+from peerless.report.progress import Lines, RunningBill
 
 
 def event(name: str, rank: int = 0, round: int = 0, **fields: Any) -> dict[str, Any]:
@@ -106,3 +106,26 @@ def test_who_takes_part_is_told_once_however_many_peers_tell_it() -> None:
 
 def test_a_round_with_nothing_to_tell_is_not_told() -> None:
     assert lines(event("commit", loss=None, validation_loss=None, final=True)) == []
+
+
+def test_the_bill_so_far_stands_beside_the_rounds() -> None:
+    """Of each peer and part of the run the latest word counts."""
+    bills = [event("bill", rank, 0, run="r", usd=0.5, limit_usd=None, as_if_on_aws=False) for rank in (0, 1)]
+    later = event("bill", 0, 9, run="r", usd=0.75, limit_usd=None, as_if_on_aws=False)
+    again = event("bill", 0, 10, run="r-r2", usd=0.125, limit_usd=None, as_if_on_aws=False)
+    assert lines(event("commit", 0, 0, loss=1.0), *bills, later, event("commit", 0, 10, loss=1.0), again) == [
+        "round 1 of 20: loss 1.0000",
+        "round 11 of 20: loss 1.0000; at most 1.2500 USD so far",
+    ]
+    view = RunningBill()
+    assert view.text == ""
+    for each in (*bills, later, again):
+        view.add(each)
+    assert view.text == "at most 1.3750 USD so far"
+
+
+def test_of_a_local_run_it_says_as_if() -> None:
+    bill = event("bill", 0, 0, run="r", usd=0.00011, limit_usd=None, as_if_on_aws=True)
+    assert lines(bill, event("commit", 0, 0, loss=1.0)) == [
+        "round 1 of 20: loss 1.0000; at most 0.0001 USD so far, as if on AWS"
+    ]

@@ -14,7 +14,7 @@ from peerless.report.table import result_table
 from tests.unit.test_result import report
 
 
-def rows(told: Told, **changes: Any) -> dict[str, str]:
+def rows(told: Told, cost: dict[str, Any] | None = None, **changes: Any) -> dict[str, str]:
     """First and second column for a run of which two peers report."""
     summary = summarise(
         run="r",
@@ -26,9 +26,10 @@ def rows(told: Told, **changes: Any) -> dict[str, str]:
         peak_memory_bytes=None,
         seconds_total=9.0,
         error=None,
+        cost=cost,
     )
     text = io.StringIO()
-    Console(file=text, width=200).print(result_table(summary, "runs/r"))
+    Console(file=text, width=240).print(result_table(summary, "runs/r"))
     cells = [line.strip("│┃ ").split("│") for line in text.getvalue().splitlines() if "│" in line]
     return {row[0].strip(): row[1].strip() for row in cells if len(row) == 2}
 
@@ -52,3 +53,39 @@ def test_batches_that_rounds_went_on_without_are_told_by_peer() -> None:
 
 def test_nothing_is_told_where_there_is_nothing_to_tell() -> None:
     assert not rows(Told()).keys() & {"rejected", "left out", "clipped", "not in a mean"}
+
+
+BILL: dict[str, Any] = {
+    "total": 0.0316,
+    "parts": {"broker": 0.02, "peers": 0.01, "state transitions": 0.001, "S3 reads": 0.0005, "secrets": 0.0001},
+    "use": {},
+    "estimated": [],
+    "as_if_on_aws": True,
+    "unpriced": [],
+    "prices": {"region": "us-east-1", "oldest": "", "newest": "", "overridden": [], "undated": [], "warnings": []},
+}
+
+
+def test_the_bill_is_told_with_its_largest_parts() -> None:
+    shown = rows(Told(), cost=BILL)
+    assert shown["cost"] == (
+        "0.0316 USD (as if on AWS, prices of us-east-1): broker 0.0200, peers 0.0100, state transitions 0.0010, "
+        "S3 reads 0.0005, 1 more parts 0.0001"
+    )
+    assert "of the cost" not in shown
+
+
+def test_what_is_to_be_known_of_the_bill_is_told() -> None:
+    prices = {**BILL["prices"], "warnings": ["old"]}
+    told = {"as_if_on_aws": False, "unpriced": ["peers, 2 x m8g.medium"], "estimated": ["lambda_gb_seconds"]}
+    shown = rows(Told(), cost={**BILL, **told, "prices": prices})
+    assert shown["cost"].startswith("0.0316 USD (prices of us-east-1): ")
+    assert shown["of the cost"] == (
+        "without peers, 2 x m8g.medium, whose price is unknown; worked out from what workers told, not counted: "
+        "lambda_gb_seconds; old"
+    )
+
+
+def test_without_a_bill_the_peers_own_count_is_told() -> None:
+    assert rows(Told(), estimated_usd=0.25)["cost"] == "at most 0.2500 USD, by the peers' own count"
+    assert "cost" not in rows(Told())
