@@ -100,6 +100,14 @@ def test_what_has_been_trained_is_not_trained_again(tmp_path: Path, monkeypatch:
     first = algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, 20)
     monkeypatch.setattr(algorithms, "train", lambda *_: pytest.fail("it is known"))
     assert algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, 20) == first
+    assert algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, 40) == first > 1, "it has arrived"
+    assert algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, first - 1) == first - 1
+
+
+def test_a_run_that_was_cut_short_is_trained_again_where_that_decides(tmp_path: Path) -> None:
+    first = algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, 1)
+    assert first == 1
+    assert algorithms.taken(tmp_path, digits(), small("local_sgd"), 0.9, 20) > 1
 
 
 def test_rounds_that_take_unequal_samples_end_the_benchmark() -> None:
@@ -108,7 +116,19 @@ def test_rounds_that_take_unequal_samples_end_the_benchmark() -> None:
 
 
 def test_the_best_rate_has_the_fewest_rounds_in_the_mean() -> None:
-    assert algorithms.best({0.1: [9, 1, 8], 0.01: [4, 5, 6], 0.001: [5, 5, 5]}) == (0.001, 5)
+    counts = {1e-3: [7, 7, 8], 2e-3: [5, 5, 6], 5e-3: [6, 4, 6], 1e-2: [15, 1, 1]}
+    asked: list[tuple[float, int, int]] = []
+
+    def rounds(rate: float, seed: int, limit: int) -> int:
+        asked.append((rate, seed, limit))
+        return min(counts[rate][seed - 1], limit)
+
+    assert algorithms.best(rounds) == (2e-3, 16 / 3)
+    assert asked[3:] == [
+        *((2e-3, 1, 22), (2e-3, 2, 17), (2e-3, 3, 12)),
+        *((5e-3, 1, 16), (5e-3, 2, 10), (5e-3, 3, 6)),  # as many as the lower rate: no better
+        *((1e-2, 1, 16), (1e-2, 2, 1)),
+    ]
     figure = fewer("local_sgd_fewer_rounds", 4.0, 50.0)
     assert (figure.value, figure.must, figure.aim) == (12.5, 5.0, 10.0)
 
