@@ -93,6 +93,8 @@ class State:
         for rank in sorted(self._ranks | self.story.members.keys()):
             member = self.story.members.get(rank, Member(rank=rank))
             state = f"{member.state}: {member.ended}" if member.state == "finished" and member.ended else member.state
+            if self.over and member.state in ("starting", "training"):
+                state = "gone"
             yield (
                 str(rank),
                 state,

@@ -128,7 +128,7 @@ def test_the_command_shows_how_a_run_ended_or_why_it_cannot_be_watched(
     ended(runs / "whole")
     assert command(monkeypatch, "whole") == 0
     told = capsys.readouterr()
-    assert "starting" in told.out
+    assert "  gone  " in told.out
     assert "93.75%" in told.out
     assert told.err == ""
 

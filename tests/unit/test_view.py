@@ -172,7 +172,7 @@ def test_a_run_that_nobody_works_on_stands_still() -> None:
     state.over = True
     lines = shown(state, 5_000.0)
     assert lines[0].endswith("0:00:24")
-    assert "compute" not in lines[2]
+    assert lines[2].split()[:4] == ["0", "gone", "3", "1.0000"]
 
 
 def test_the_closing_commit_takes_nothing_from_the_picture() -> None:
