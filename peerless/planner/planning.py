@@ -21,7 +21,7 @@ from peerless.planner.job import Job
 from peerless.planner.measure import calibrate
 from peerless.planner.model import Model, Prediction
 from peerless.planner.plan import Plan
-from peerless.planner.search import Axes, frontier
+from peerless.planner.search import Axes, frontier, undominated
 from peerless.planner.terms import Term, spread, total
 from peerless.planner.verdict import Verdict, judge
 
@@ -123,14 +123,17 @@ def planned(
     first = model.predict(configured)
     batches = 1 if job.takes_steps else max(job.in_a_round(configured.peers))
     axes = Axes.of(configured, job.config, known, batches).varied(vary, job.config)
-    found = frontier(model, axes, configured)
+    each = {
+        name: frontier(model, Axes(values={**axes.values, "service": (name,)}), configured)
+        for name in ("lambda", "local")
+    }
+    allowed = [plan for name in axes.values["service"] for plan in each[name]]
+    found = [plan for _, _, plan in undominated([(plan.seconds, plan.usd, plan) for plan in allowed])]
     if not found:
         raise UserError(
             "no alternative has the memory and the time that this job needs; use a smaller batch_size, a larger "
             "compute.timeout_seconds, or other values with --vary"
         )
-    services = {name: Axes(values={**axes.values, "service": (name,)}) for name in ("lambda", "local")}
-    each = {name: frontier(model, only, configured) for name, only in services.items()}
     return Planned(
         configured=first,
         frontier=tuple(found),

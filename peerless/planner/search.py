@@ -89,6 +89,7 @@ class Axes:
 def frontier(model: Model, axes: Axes, configured: Plan) -> list[Prediction]:
     """The plans that no other beats in seconds and US dollars to the end, the fastest first."""
     left: list[tuple[float, float, Plan]] = []
+    computing: dict[tuple[str, int, str, int, str], list[Plan]] = {}
     # A snapshot's price by the hour goes with its memory.
     outer = (*HOURLY, "memory_mb") if model.job.config.aws.snap_start else HOURLY
     free = [name for name in COMPUTE if name not in outer]
@@ -96,7 +97,14 @@ def frontier(model: Model, axes: Axes, configured: Plan) -> list[Prediction]:
         base = dataclasses.replace(configured, **fixed)
         if not _consistent(base):
             continue
-        compute = _best(model, _computing(model, base, axes, free), 0)
+        # Workers care for no machine but their own, and nobody but the bill for the broker's.
+        own = base.instance_type if base.service == "local" else ""
+        key = (base.service, base.peers, base.architecture, base.memory_mb, own)
+        if key not in computing:
+            computing[key] = _best(model, _computing(model, base, axes, free), 0)
+        compute = [
+            dataclasses.replace(one, instance_type=base.instance_type, broker=base.broker) for one in computing[key]
+        ]
         exchanged = _best(model, (dataclasses.replace(base, **each) for each in _combinations(axes, EXCHANGE)), 1)
         around = None
         for one, other in itertools.product(compute, exchanged):

@@ -68,6 +68,38 @@ def test_from_a_measurement_to_a_changed_configuration(
     assert "absent/frontier.svg: the picture cannot be written" in capsys.readouterr().err
 
 
+def test_a_run_teaches_what_it_took_and_where_it_arrived(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = place / "runs" / "seen"
+    seen.mkdir(parents=True)
+    (seen / "config.toml").write_text(from_toml(place / "config.toml").to_toml())
+    told: list[dict[str, object]] = []
+    for number in range(6):
+        told += [
+            {"event": "worked", "round": number, "step_seconds": 0.2},
+            {"event": "stage", "stage": "compute", "round": number, "seconds": 1.0},
+            {"event": "commit", "round": number, "t": 100.0 + 1.5 * number, "contributors": [0, 1, 2]},
+            {"event": "validated", "round": number, "validation_accuracy": 0.8 + number / 50},
+        ]
+    (seen / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told))
+    assert run(monkeypatch, "--calibrate", "--from-run", "seen", "--target-accuracy", "0.85", "--json") == 0
+    shown = capsys.readouterr()
+    assert "seen: a round took 1.5 s (median of 3); predicted before it was known: " in shown.err
+    result = json.loads(shown.out)
+    assert {(each["where"], each["part"]) for each in result["calibration"]["corrections"]} == {
+        ("local.lambda", "step"), ("local.lambda", "compute"), ("local.lambda", "exchange"),
+    }  # fmt: skip
+    assert result["configured"]["rounds"] == 4
+    # Kept: now the same run is predicted as it was.
+    assert run(monkeypatch, "--from-run", str(seen), "--json") == 0
+    assert "known: 1.5 s" in capsys.readouterr().err
+    assert run(monkeypatch, "--set", "compute.channels_last=true") == 2
+    assert "add --calibrate" in capsys.readouterr().err
+    assert run(monkeypatch, "--calibrate", "--from-run", "seen", "--set", "compute.channels_last=true") == 2
+    assert "--from-run seen: it trained another model, or on other inputs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
