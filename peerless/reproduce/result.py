@@ -62,7 +62,7 @@ class Result:
     title: str
     scale: str
     machine: str
-    """Processor and cores of what was measured."""
+    """Processor and cores of what was measured, and what else wanted them."""
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
     """What differs from the paper, and why."""

@@ -38,6 +38,7 @@ def reproduce(
     """
     train = trainer or local_training
     results.check_folder(folder)
+    where = machine()
     trainings = experiment.trainings(scale)
     outcomes = {}
     for number, (name, config) in enumerate(trainings.items(), 1):
@@ -46,7 +47,7 @@ def reproduce(
         if outcome.summary["reason"] == "interrupted":
             raise KeyboardInterrupt(f"run {name} was interrupted; {experiment.name} has no result")
         outcomes[name] = outcome
-    made = experiment.result(scale, outcomes, machine())
+    made = experiment.result(scale, outcomes, where)
     return made, results.write(made, folder)
 
 
@@ -80,9 +81,9 @@ def _cut(config: Mapping[str, Any]) -> Any:
 
 
 def machine() -> str:
-    """Processor and cores that this process may use, for people."""
+    """Processor, cores that this process may use, and what else wants them now, for people."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", told.read_text()) if told.exists() else None
     name = found[1] if found else platform.processor() or platform.machine()
-    return f"{cores} {'core' if cores == 1 else 'cores'} of {name}"
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {name}, load average {os.getloadavg()[0]:.1f} before"

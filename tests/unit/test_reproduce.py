@@ -18,7 +18,7 @@ from peerless.reproduce.experiment import Experiment, Outcome, Scale
 from peerless.reproduce.experiments import EXPERIMENTS, named
 from peerless.reproduce.figure6 import validations
 from peerless.reproduce.result import Origin, Result, Row, Table, check_folder, markdown, text_of, write
-from peerless.reproduce.runner import reproduce
+from peerless.reproduce.runner import machine, reproduce
 from tests.fakes.reproduced import outcome
 
 SECONDS = {"compute": 4.0, "send": 0.5, "receive": 1.0, "update": 0.25, "convergence": 0.75}
@@ -132,7 +132,7 @@ def test_figure_5_compares_codecs() -> None:
 
 def test_figure_6_finds_the_best_validation_and_the_largest_fall() -> None:
     (table,) = made_of(EXPERIMENTS["figure6"]).tables
-    assert row(table, Origin.PAPER, "synchronous")[:3] == (128, None, 84.3)
+    assert row(table, Origin.PAPER, "synchronous, MobileNet V3 Small")[:3] == (128, None, 84.3)
     found = row(table, Origin.MEASURED, "asynchronous")
     assert found == pytest.approx((3, 3, 75.0, 25.0, 50.0, 12.5))
     assert validations(outcome("a", SECONDS, accuracy=(0.5,))) == [(0.0, 0.0, 0.5)]
@@ -214,6 +214,13 @@ def test_the_runner_trains_everything_in_folders_of_its_own(tmp_path: Path) -> N
     assert notes == ["table3: run 1 of 2, local-64", "table3: run 2 of 2, local-128"]
     assert json.loads((tmp_path / "out" / "table3.json").read_text())["runs"] == list(result.runs)
     assert all(path.parent == tmp_path / "out" for path in written)
+
+
+def test_the_machine_is_told_with_what_else_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (7.25, 1.0, 1.0))
+    assert machine().startswith("1 core of ")
+    assert machine().endswith(", load average 7.2 before")
 
 
 def test_an_interrupted_run_gives_no_result(tmp_path: Path) -> None:
