@@ -9,9 +9,15 @@ from contract.algorithms import algorithm
 from contract.codec import codec
 from contract.config import RunConfig
 from contract.runspec import rounds_per_epoch
+from peerless.cost.book import HOME_REGION, Book, book
 from peerless.data.partition import partition_sizes
 from peerless.data.prepared import batch_count
 from peerless.launch.workload import Workload
+
+
+def prices_of(config: RunConfig) -> Book:
+    """Those of the region that `[cost]` names, with the user's own over them. Raises ConfigError."""
+    return book(config.cost.prices, config.cost.region or HOME_REGION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,11 @@ class Job:
             validation_samples=len(work.prepared.validation),
             sample_bytes=work.prepared.sample_bytes,
         )
+
+    @functools.cached_property
+    def prices(self) -> Book:
+        """As `prices_of` its configuration."""
+        return prices_of(self.config)
 
     @property
     def weights_bytes(self) -> int:

@@ -190,7 +190,7 @@ class Model:
         return dataclasses.replace(side, terms=corrected(self.calibration, where, side.terms), usd=usd)
 
     def _priced(self, plan: Plan) -> Prices:
-        return cost.run_prices(_settings(self.job.config, plan))
+        return cost.run_prices(_settings(self.job.config, plan), self.job.prices)
 
     def _check(self, plan: Plan) -> None:
         if plan.instance_type not in self.known.instances:

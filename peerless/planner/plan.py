@@ -8,7 +8,7 @@ from typing import Any
 
 from contract.computing import MB_PER_VCPU
 from contract.config import RunConfig
-from statemachines import choose_mode
+from statemachines import Mode, choose_mode
 
 #: Field of a plan -> key of the configuration, in the order in which they are shown.
 KEYS = {
@@ -56,6 +56,8 @@ class Plan:
         mode = compute.state_machine
         if compute.service == "lambda":
             mode = choose_mode(mode, batches, compute.tolerated_failures, compute.concurrency).value
+        elif mode == "auto":  # for the comparison with workers; no count of batches is too large for none
+            mode = Mode.DISTRIBUTED_MAP.value
         return cls(
             service=compute.service,
             memory_mb=compute.memory_mb,

@@ -18,8 +18,9 @@ from contract.codec import codec
 from contract.computing import MB_PER_VCPU
 from contract.config import RunConfig, with_overrides
 from contract.errors import ConfigError, UserError
-from peerless.cost import book
+from peerless.cost.book import Book
 from peerless.planner.assumptions import Assumptions
+from peerless.planner.job import prices_of
 from peerless.planner.model import Model, Prediction
 from peerless.planner.plan import KEYS, Plan
 from peerless.planner.terms import total
@@ -48,7 +49,7 @@ class Axes:
         """What there is to choose. Peers stay as they are: their number changes the training itself, not only its price
         (`--vary peers=2,4,8` tries others). Aggregations that need whole gradients keep their topology."""
         shared = config.mode == "async" or config.aggregation.name == "krum" or config.aggregation.clip_norm > 0
-        priced = book()
+        priced = prices_of(config)
         modes = ("inline_map", "distributed_map", "parallel")
         return cls(
             values={
@@ -61,7 +62,9 @@ class Axes:
                 "topology": (configured.topology,) if shared else ("all_gather", "reduce_scatter"),
                 "peers": (configured.peers,),
                 "architecture": ("arm64", "x86_64"),
-                "instance_type": tuple(name for name in known.instances if _offered(name, configured.instance_type)),
+                "instance_type": tuple(
+                    name for name in known.instances if _offered(name, configured.instance_type, priced)
+                ),
                 "broker": tuple(sorted({*priced["broker_node_hour"], configured.broker})),
             }
         )
@@ -176,9 +179,9 @@ def _in_time(model: Model, plan: Plan) -> bool:
     return 2 * invocation <= limit and not (plan.express and 2 * side.seconds > EXPRESS_SECONDS)
 
 
-def _offered(name: str, configured: str) -> bool:
+def _offered(name: str, configured: str, prices: Book) -> bool:
     """Whether an instance type has a price; T2 slows down where it works for long, so only where it is configured."""
-    return name == configured or (name in book()["instance_hour"] and not name.startswith("t2."))
+    return name == configured or (name in prices["instance_hour"] and not name.startswith("t2."))
 
 
 def _consistent(plan: Plan) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peerless.cost import book
 from peerless.planner.assumptions import Figure
 from peerless.planner.model import Model, Prediction, band
 
@@ -158,7 +157,7 @@ def _cheapest_within(plans: Sequence[Prediction], seconds: float) -> Prediction:
 
 
 def _gpu_types(model: Model) -> list[str]:
-    prices = book()["instance_hour"]
+    prices = model.job.prices["instance_hour"]
     names = (name.removeprefix("gpu.") for name in model.known.figures if name.startswith("gpu."))
     return [name for name in names if name in prices]
 
@@ -174,7 +173,7 @@ def _gpu(model: Model, name: str) -> Gpu:
     busy = passes * one / speed.value
     seconds = start.value + busy
     spread = math.hypot(start.value * start.spread, busy * math.hypot(unsure, speed.spread)) / seconds
-    usd = seconds / 3_600 * book()["instance_hour"][name].usd
+    usd = seconds / 3_600 * job.prices["instance_hour"][name].usd
     return Gpu(instance_type=name, seconds=seconds, usd=usd, spread=spread, speed=speed)
 
 

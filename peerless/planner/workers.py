@@ -9,18 +9,14 @@ from contract import tree
 from contract.codec import codec
 from contract.computing import MB_PER_VCPU
 from contract.prices import Prices
-from peerless.cost import book
 from peerless.planner.assumptions import Assumptions, Figure
 from peerless.planner.calibration import Calibration
 from peerless.planner.job import Job
 from peerless.planner.plan import Plan
 from peerless.planner.terms import Part, Term, total
-from statemachines.gradients import INLINE_CONCURRENCY
+from statemachines.gradients import INLINE_CONCURRENCY, Mode
+from statemachines.transitions import transitions
 
-#: State transitions: the state of the map, with the states that add gradients up where there are some. Of a Standard
-#: workflow each state that is entered is billed, and each child that a distributed map starts
-#: (https://docs.aws.amazon.com/step-functions/latest/dg/concepts-transitions.html).
-MAP_TRANSITIONS, REDUCE_TRANSITIONS = 1, 2 + tree.MOST_LEVELS
 #: Memory by which Express executions are billed at least, MB.
 EXPRESS_MB = 64
 #: A worker needs at most this much beside what a process with the data set had: room for the runtime.
@@ -159,7 +155,7 @@ def by_lambda(job: Job, plan: Plan, calibration: Calibration, known: Assumptions
         one.times(found.passes_everyone * gb_usd),
         term("Lambda: moving bytes", moved * gb_usd, line),
         _exact("Lambda requests", (found.everyone + reducers) * prices.lambda_usd_per_request),
-        _exact("state machine", _transitions_usd(plan, found, reducers, total(terms), prices)),
+        _exact("state machine", _transitions_usd(job, plan, found, reducers, total(terms), prices)),
         _exact("S3 requests of workers", _requests_usd(job, plan, found, fresh, reducers, prices)),
     ]
     snap = job.config.aws.snap_start
@@ -201,19 +197,25 @@ def fits(job: Job, plan: Plan, calibration: Calibration, known: Assumptions) -> 
     return known.instances[plan.instance_type].gb * 1_024 >= needed_mb + 512  # the system's own
 
 
-def _transitions_usd(plan: Plan, found: Shares, reducers: int, seconds: float, prices: Prices) -> float:
+def _transitions_usd(job: Job, plan: Plan, found: Shares, reducers: int, seconds: float, prices: Prices) -> float:
     if plan.express:
-        express = book()["step_functions"]
+        express = job.prices["step_functions"]
         hours = plan.peers * seconds * EXPRESS_MB / 1_024 / 3_600
         return plan.peers * express["express_request"].usd + hours * express["express_gb_hour"].usd
-    return transitions(plan, found.everyone, reducers) * prices.transition_usd
+    return of_a_round(plan, found.everyone, reducers) * prices.transition_usd
 
 
-def transitions(plan: Plan, workers: int, reducers: int) -> int:
-    """Of all peers' executions of a round, of so many invocations."""
-    each = MAP_TRANSITIONS + (REDUCE_TRANSITIONS if reducers else 0)
-    children = workers if plan.state_machine == "distributed_map" else 0
-    return plan.peers * each + workers + reducers + children
+def of_a_round(plan: Plan, workers: int, reducers: int) -> int:
+    """State transitions of all peers' executions of a round, of so many invocations; without retries. Where nothing is
+    added up, the machine has no states for it."""
+    return transitions(
+        Mode(plan.state_machine),
+        executions=plan.peers,
+        invocations=workers + reducers,
+        children=workers if plan.state_machine == "distributed_map" else 0,
+        reducer=bool(reducers),
+        reductions=plan.peers if reducers else 0,
+    )
 
 
 def _requests_usd(job: Job, plan: Plan, found: Shares, fresh: int, reducers: int, prices: Prices) -> float:

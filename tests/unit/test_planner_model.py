@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -33,14 +34,14 @@ NOTHING = [
 
 def test_state_transitions_are_never_more_than_a_peers_meter_counts() -> None:
     plan = configured_plan(job(), calibration())
-    assert workers.transitions(plan, 64, 0) == 4 + 64
-    assert workers.transitions(dataclasses.replace(plan, state_machine="distributed_map"), 64, 0) == 4 + 2 * 64
-    assert workers.transitions(plan, 64, 8) == 4 * (1 + 1 + 3 + 1) + 64 + 8  # a choice, three levels, their end
+    assert workers.of_a_round(plan, 64, 0) == 4 + 64
+    assert workers.of_a_round(dataclasses.replace(plan, state_machine="distributed_map"), 64, 0) == 4 + 2 * 64
+    assert workers.of_a_round(plan, 64, 8) == 4 * (1 + 1 + 3 + 1) + 64 + 8  # a choice, three levels, their end
     for mode in ("inline_map", "distributed_map", "parallel"):
         for reducers in (0, 8):
             most = 4 * (meter.EXECUTION_TRANSITIONS + (meter.REDUCE_TRANSITIONS if reducers else 0))
             most += (64 + reducers) * meter.TASK_TRANSITIONS
-            assert workers.transitions(dataclasses.replace(plan, state_machine=mode), 64, reducers) <= most
+            assert workers.of_a_round(dataclasses.replace(plan, state_machine=mode), 64, reducers) <= most
 
 
 def test_auto_is_what_a_peer_makes_of_it() -> None:
@@ -250,3 +251,15 @@ def test_the_plan_of_a_configuration() -> None:
     other = dataclasses.replace(plan, service="local", memory_mb=10_240, threads=2, codec="none")
     assert other.changes(plan) == {"compute.service": "local", "compute.threads": 2, "exchange.codec": "none"}
     assert plan.changes(plan) == {}
+
+
+def test_the_users_own_prices_count(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    price = '{ usd = 1.0, date = "2026-11-01", sure = "H", source = "contract" }'
+    mine.write_text(f"[us-east-1.lambda]\nrequest = {price}\n")
+    priced = job(cost={"prices": str(mine)})
+    plain, own = (Model(each, calibration(), assumptions()) for each in (job(), priced))
+    plan = configured_plan(priced, calibration())
+    more = own.predict(plan).usd - plain.predict(plan).usd
+    invocations = own.rounds(4) * 4 * 16
+    assert more == pytest.approx(invocations, rel=1e-3)
