@@ -47,6 +47,10 @@ class Spool:
             return None
         return self._memory[digest] if digest in self._memory else (self.folder / digest).read_bytes()
 
+    def __len__(self) -> int:
+        """How many frames there are, in memory or on disk."""
+        return len(self._rounds)
+
     def is_in_memory(self, header: FrameHeader) -> bool:
         """Whether a frame is as it was checked; what lies on disk might not be."""
         return header.digest in self._memory

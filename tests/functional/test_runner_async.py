@@ -124,7 +124,7 @@ def test_a_slow_peer_keeps_one_frame_of_each_sender() -> None:
         nonlocal most
         if turn == 20:
             slow.ports.background.finished = finished  # type: ignore[method-assign]
-        most = max(most, *(len(list(peer.actions.spool.folder.iterdir())) for peer in cast.peers))
+        most = max(most, *(len(peer.actions.spool) for peer in cast.peers))
 
     cast.play(each_turn=look)
     assert cast.reports()[0].rounds > 10

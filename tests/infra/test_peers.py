@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from contract.env import InstanceEnv
+from contract.env import ALLOCATOR, InstanceEnv
 from infra import outputs
 from infra.amazon_mq import user_name
 from infra.settings import MOST_PEERS, Settings
@@ -20,8 +20,10 @@ from infra.stacks.user_data import LIMIT, user_data
 from tests.infra.deployment import Deployment
 from tests.infra.simulator import Request
 
-#: Read by OpenMP and MKL under torch, and by the AWS CLI on the host.
-LIBRARIES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+#: Read by OpenMP and MKL under torch.
+THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+#: These, and what the C library reads.
+LIBRARIES = THREADS | set(ALLOCATOR)
 #: Only for a local AWS, which has no instances; and what AWS_REGION comes before.
 NOT_ON_AWS = {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}
 GROUP = "AWS::AutoScaling::AutoScalingGroup"
@@ -159,7 +161,7 @@ def test_a_container_has_every_variable_that_the_instance_reads_and_no_other(
         assert read.account == "123456789012"
         assert (read.code_dir is not None) == bool(settings.code_dir)
         assert bool(read.broker_secret) == bool(read.broker_endpoint) == settings.broker
-        assert {given[name] for name in LIBRARIES} == {str(settings.threads)}
+        assert {given[name] for name in THREADS} == {str(settings.threads)}
 
 
 def test_each_peer_has_a_broker_user_of_its_own(on_aws: Deployment) -> None:

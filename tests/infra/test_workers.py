@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from contract.env import ReducerEnv, WorkerEnv
+from contract.env import ALLOCATOR, ReducerEnv, WorkerEnv
 from infra import outputs
 from infra.local.lambda_client import LambdaService
 from statemachines import Mode, definition
@@ -18,7 +18,9 @@ from tests.infra.deployment import Deployment
 #: Set by Lambda itself (https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html), or only locally.
 NOT_OURS = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
 #: Read by OpenMP and MKL under torch.
-LIBRARIES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+#: These, and what the C library reads.
+LIBRARIES = THREADS | set(ALLOCATOR)
 
 
 class Recorder(Mapping[str, str]):
@@ -180,7 +182,7 @@ def test_a_worker_has_every_variable_that_its_handler_reads_and_no_other(
         # Sandboxes of Lambda share no folder; where there is no own code, its folder is not set on purpose.
         unset = {"PEERLESS_SHARED_DIR"} | (set() if on_aws.settings.code_dir else {"PEERLESS_CODE_DIR"})
         assert set(variables) == (ours - unset) | LIBRARIES, where
-        assert {variables[name] for name in LIBRARIES} == {str(on_aws.settings.threads)}
+        assert {variables[name] for name in THREADS} == {str(on_aws.settings.threads)}
 
 
 def test_local_functions_send_their_invocations_to_the_local_service(deployments: dict[str, Deployment]) -> None:
