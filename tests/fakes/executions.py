@@ -177,12 +177,6 @@ class Executions:
         assert executor.billed(done["executionArn"]) == expected
 
     @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
-    def test_failures_that_are_caught_are_billed_as_the_formula_says(self, executor: Executor, mode: Mode) -> None:
-        done = executor.run(mode, 3, {1: ("ModelError", 99)}, 1)
-        expected = transitions(mode, executions=1, invocations=done["invocations"], caught=1)
-        assert executor.billed(done["executionArn"]) == expected
-
-    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
     def test_a_permanent_error_fails_the_execution(self, executor: Executor, mode: Mode) -> None:
         assert executor.run(mode, 2, {1: ("ModelError", 99)})["status"] == "FAILED"
 

@@ -64,6 +64,12 @@ def executor(service: LambdaService, slept: list[float], monkeypatch: pytest.Mon
 class TestExecutedByMoto(Executions):
     children_are_told = False
 
+    @pytest.mark.parametrize("mode", [Mode.INLINE_MAP, Mode.PARALLEL])
+    def test_failures_that_are_caught_are_billed_as_the_formula_says(self, executor: Executor, mode: Mode) -> None:
+        done = executor.run(mode, 3, {1: ("ModelError", 99)}, 1)
+        expected = transitions(mode, executions=1, invocations=done["invocations"], caught=1)
+        assert executor.billed(done["executionArn"]) == expected
+
     @pytest.mark.parametrize("mode", Mode)
     @pytest.mark.parametrize("error", ["StoreUnavailable", "crash"])
     def test_what_may_work_is_tried_again_and_counted(
